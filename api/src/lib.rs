@@ -1,0 +1,16 @@
+//! What the operator, the webhook and the proxy say to each other: the protocol (`v1`), workload identities
+//! (`spiffe`), reasons for refusals (`reason`), and the names and ports they agree on (`names`).
+//! It does no I/O and depends on no Kubernetes crate.
+
+pub mod names;
+pub mod reason;
+pub mod spiffe;
+
+/// The generated protocol, see `proto/weft.proto`.
+#[allow(missing_docs, clippy::all, rust_2018_idioms)]
+pub mod v1 {
+    tonic::include_proto!("weft.v1");
+}
+
+pub use reason::Reason;
+pub use spiffe::{Identity, TrustDomain};

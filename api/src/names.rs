@@ -1,0 +1,74 @@
+//! Names, ports and paths that two or more parts of Weft have to agree on. Nothing but constants.
+
+/// The proxy's outbound listener: the init step redirects the pod's outgoing TCP here.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// The proxy's inbound listener: the init step redirects TCP that enters the pod here.
+pub const INBOUND_PORT: u16 = 15006;
+/// The proxy's admin API, loopback only.
+pub const ADMIN_PORT: u16 = 15000;
+/// Metrics, `/ready` and `/live` of proxy, operator and webhook; never redirected.
+pub const METRICS_PORT: u16 = 15020;
+/// The operator's gRPC port (Identity, Config, Peers).
+pub const OPERATOR_PORT: u16 = 15010;
+/// The webhook's HTTPS port.
+pub const WEBHOOK_PORT: u16 = 9443;
+/// The proxy's uid and gid: its own connections are not redirected.
+pub const PROXY_UID: u32 = 2102;
+
+/// On a Namespace or Pod, as a label or annotation: [`ENABLED`] or [`DISABLED`].
+pub const INJECT: &str = "weft.dev/inject";
+/// Value that switches injection on.
+pub const ENABLED: &str = "enabled";
+/// Value that switches injection off.
+pub const DISABLED: &str = "disabled";
+/// Label that the operator keeps on namespaces that are annotated but not labelled with [`INJECT`]:
+/// admission webhooks can select namespaces by label only.
+pub const INJECT_MIRROR: &str = "weft.dev/inject-by-annotation";
+/// Label set by the webhook on injected pods, value [`ENABLED`].
+pub const INJECTED: &str = "weft.dev/injected";
+/// Pod annotation (webhook): JSON with the injected version and image; with it a pod counts as injected.
+pub const INJECTION_STATUS: &str = "weft.dev/injection-status";
+/// Name of the injected proxy container.
+pub const PROXY_CONTAINER: &str = "weft-proxy";
+/// Name of the injected init container that writes the redirection rules.
+pub const INIT_CONTAINER: &str = "weft-init";
+/// Projected token audience.
+pub const TOKEN_AUDIENCE: &str = "weft";
+/// ConfigMap in injected namespaces (and in Weft's own) with the trust bundle.
+pub const BUNDLE_CONFIGMAP: &str = "weft-trust-bundle";
+/// Key of the PEM bundle in [`BUNDLE_CONFIGMAP`].
+pub const BUNDLE_KEY: &str = "roots.pem";
+/// Secret with the root certificate (`tls.crt`) and key (`tls.key`), in Weft's own namespace.
+pub const CA_SECRET: &str = "weft-ca";
+/// ServiceAccount, Service and Deployment of the operator.
+pub const OPERATOR: &str = "weft-operator";
+/// ServiceAccount, Service and Deployment of the webhook.
+pub const WEBHOOK: &str = "weft-webhook";
+/// MutatingWebhookConfiguration that injects.
+pub const INJECTOR_CONFIGURATION: &str = "weft-injector";
+/// ValidatingWebhookConfiguration for Weft's own resources.
+pub const VALIDATOR_CONFIGURATION: &str = "weft-validator";
+/// Label on every object that Weft creates at run time, value `weft-operator`.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Default trust domain.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+
+/// Where the proxy finds its token inside the pod.
+pub const TOKEN_PATH: &str = "/var/run/secrets/weft/token";
+/// Where the proxy finds the trust bundle inside the pod.
+pub const BUNDLE_PATH: &str = "/var/run/weft/roots.pem";
+
+/// ALPN between proxies, HTTP/1.1 inside. Inside an mTLS connection the ALPN says what the bytes are, so that
+/// the inbound side never has to guess.
+pub const ALPN_HTTP1: &[u8] = b"weft/http1";
+/// ALPN between proxies, HTTP/2 inside.
+pub const ALPN_HTTP2: &[u8] = b"weft/http2";
+/// ALPN between proxies, opaque bytes inside.
+pub const ALPN_TCP: &[u8] = b"weft/tcp";
+
+/// Response header with the [`crate::Reason`] of a response that a proxy made itself.
+pub const REASON_HEADER: &str = "weft-reason";
+/// Request header set by the inbound proxy to the caller's verified identity; removed from what clients send.
+pub const IDENTITY_HEADER: &str = "weft-client-identity";
+/// Request id header, made by the first proxy when absent.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
