@@ -1,0 +1,21 @@
+//! The custom resources of group `weft.dev`, version `v1alpha1`: types, schema bounds, CEL rules, printer columns.
+//! One file a resource. Whatever a field accepts, the operator compiles and the proxy enforces.
+//! It never talks to a cluster.
+
+pub mod common;
+pub mod manifest;
+pub mod mesh_service;
+pub mod peer_authentication;
+pub mod reference;
+pub mod traffic_policy;
+pub mod validate;
+
+pub use common::{Conditions, Duration};
+pub use mesh_service::{MeshService, MeshServiceSpec, MeshServiceStatus};
+pub use peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
+pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
+
+/// API group of every resource.
+pub const GROUP: &str = "weft.dev";
+/// The one served and stored version.
+pub const VERSION: &str = "v1alpha1";

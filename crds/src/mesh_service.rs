@@ -1,0 +1,258 @@
+//! MeshService: what a service is. Subsets, balancing, health, breakers, connections. At most one per Service.
+
+use crate::common::Duration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a Service is balanced, protected and divided into subsets. At most one MeshService per Service: a second one is
+/// refused. Without any, the defaults that are named at each field hold.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "MeshService",
+    namespaced,
+    status = "MeshServiceStatus"
+)]
+#[kube(derive = "PartialEq", shortname = "msvc", category = "weft")]
+#[kube(
+    doc = "What a Service is to the mesh: its subsets, and how it is balanced and protected. At most one per Service."
+)]
+#[kube(printcolumn = r#"{"name":"Service", "type":"string", "jsonPath":".spec.target.service"}"#)]
+#[kube(
+    printcolumn = r#"{"name":"Endpoints", "type":"string", "jsonPath":".status.endpoints", "description":"ready/total endpoints of the Service"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"In-Mesh", "type":"integer", "jsonPath":".status.inMesh", "description":"endpoints that run a Weft proxy"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Ejected", "type":"integer", "jsonPath":".status.ejected", "description":"endpoints that at least one client proxy holds ejected"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Applied", "type":"string", "jsonPath":".status.applied", "description":"proxies that have this in force / connected proxies that need it"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Accepted", "type":"string", "jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#
+)]
+#[kube(printcolumn = r#"{"name":"Age", "type":"date", "jsonPath":".metadata.creationTimestamp"}"#)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshServiceSpec {
+    /// The Service of the same namespace that this describes.
+    pub target: Target,
+    /// Named parts of the service, chosen by pod labels, that TrafficPolicies can send to. A pod may be in several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub subsets: Vec<Subset>,
+    /// How an endpoint is chosen for each request (or connection, for opaque TCP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<Balancer>,
+    /// When an endpoint is taken out of balancing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Bounds on what one client proxy may have open towards this service; what goes beyond is refused at once with a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Connections to the service's endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Connection>,
+}
+
+/// A Service by name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Name of a Service in the same namespace.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+            "target.service is not the name of a Service: write only its name, in lower-case letters, digits and dashes, without a namespace or domain"
+        )
+    )]
+    pub service: String,
+}
+
+/// A named part of the service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Subset {
+    /// Unique within the MeshService. TrafficPolicies name it in `split[].subset`.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+            "subsets[].name must be lower-case letters, digits and dashes, and begin and end with a letter or digit, for example v1"
+        )
+    )]
+    pub name: String,
+    /// Pods of the service that carry all of these labels.
+    #[schemars(schema_with = "crate::common::labels_schema")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Choice of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Balancer {
+    /// The algorithm. `PeakEwma`: of two random endpoints, the one with the lower product of latency (a moving average that
+    /// feels peaks at once) and requests in flight. `LeastRequest`: of two random endpoints, the one with fewer requests in
+    /// flight. `RoundRobin`: in turn. `Random`: at random.
+    #[serde(default)]
+    pub policy: BalancerPolicy,
+    /// Weights of endpoints, by pod labels; the first entry that fits a pod counts, otherwise 100. Every policy honours them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub weights: Vec<EndpointWeight>,
+}
+
+/// The algorithm that chooses an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BalancerPolicy {
+    /// Of two random endpoints, the one with the lower product of latency (peak-sensitive moving average) and requests in flight.
+    #[default]
+    PeakEwma,
+    /// Of two random endpoints, the one with fewer requests in flight.
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+}
+
+/// The weight of some endpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointWeight {
+    /// Pods that carry all of these labels.
+    #[schemars(schema_with = "crate::common::labels_schema")]
+    pub labels: BTreeMap<String, String>,
+    /// 0 to 1000, relative to 100; with 0 a pod is used only when nothing else is left.
+    #[schemars(range(max = 1000))]
+    pub weight: u32,
+}
+
+/// Health of endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// Passive: judged by the answers to real requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier: Option<Outlier>,
+}
+
+/// Ejection of failing endpoints. In force with these defaults even when not written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "duration(has(self.maxEjectionTime) ? self.maxEjectionTime : '5m') >= duration(has(self.ejectionTime) ? self.ejectionTime : '10s')"
+    ).message(
+        "health.outlier.maxEjectionTime (5m when not given) must not be shorter than ejectionTime (10s when not given): raise maxEjectionTime or lower ejectionTime"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Outlier {
+    /// Failures in a row (5xx, failed connects, resets, per-try timeouts) until ejection; 0 switches ejection off. Default: 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
+    pub consecutive_failures: Option<u32>,
+    /// First ejection's length; it grows by as much with each ejection in a row. Default: 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection_time: Option<Duration>,
+    /// Longest ejection; not shorter than `ejectionTime`. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ejection_time: Option<Duration>,
+    /// Share of the endpoints that may be ejected at a time, in percent; one may always be, if another is left. Default: 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub max_ejected_percent: Option<u32>,
+}
+
+/// Bounds, each counted per client proxy. A missing one has the default named; 0 is not allowed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CircuitBreaker {
+    /// Connections open at a time. Default: 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: Option<u32>,
+    /// Requests waiting for a connection at a time. Default: 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_pending_requests: Option<u32>,
+    /// Requests under way at a time. Default: 4096.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_concurrent_requests: Option<u32>,
+    /// Retries under way at a time. Default: 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_retries: Option<u32>,
+}
+
+/// Connections to endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// Until TCP and mTLS are established. Default: 2s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<Duration>,
+    /// After which an unused pooled connection is closed. Default: 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// Requests after which a connection is closed and a new one made. Default: unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_requests: Option<u32>,
+    /// What the service's ports speak, where neither `appProtocol` nor the port's name says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<AppProtocol>,
+}
+
+/// What the service's ports speak, where neither `appProtocol` nor the port's name says so. `Http1`: HTTP/1.1. `Http2`: HTTP/2
+/// without TLS (prior knowledge). `Grpc`: the same as Http2. `Tls`: the application's own TLS, passed through. `Tcp`: opaque bytes.
+/// Default: found out from the first bytes.
+// An optional enum shows its type's description in the schema, not the field's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS (prior knowledge).
+    Http2,
+    /// gRPC; the same as Http2.
+    Grpc,
+    /// The application's own TLS.
+    Tls,
+    /// Opaque bytes.
+    Tcp,
+}
+
+/// What is known of a MeshService. Written by the operator only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshServiceStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// "ready/total" endpoints of the Service; ejected ones do not count as ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub endpoints: Option<String>,
+    /// Endpoints that run a Weft proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_mesh: Option<u32>,
+    /// Endpoints that at least one client proxy holds ejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<u32>,
+    /// "N/M": how many of the connected proxies that need this resource have it in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub applied: Option<String>,
+    /// `Accepted`, `ResolvedRefs` and `Programmed`, each with a sentence that says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}

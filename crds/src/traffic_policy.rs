@@ -1,0 +1,324 @@
+//! TrafficPolicy: how requests to a service go. Matching, weighted split, timeout, retry.
+
+use crate::common::{Conditions, Duration};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How requests to a Service are matched, split, timed out and retried. One TrafficPolicy at most governs a port of a Service:
+/// put all the rules for it into that one. A second policy for the same port is refused.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(group = "weft.dev", version = "v1alpha1", kind = "TrafficPolicy", namespaced, status = "Conditions")]
+#[kube(derive = "PartialEq", shortname = "tpol", category = "weft")]
+#[kube(
+    doc = "How requests to a Service go: matching, weighted split, timeout, retry. At most one per port of a Service."
+)]
+#[kube(
+    printcolumn = r#"{"name":"Target", "type":"string", "jsonPath":".spec.targetRefs[0].name", "description":"the first target"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Applied", "type":"string", "jsonPath":".status.applied", "description":"proxies that have this in force / connected proxies that need it"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Accepted", "type":"string", "jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#
+)]
+#[kube(printcolumn = r#"{"name":"Age", "type":"date", "jsonPath":".metadata.creationTimestamp"}"#)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficPolicySpec {
+    /// The Services (of the same namespace) whose requests this governs.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new(
+            "self.all(a, self.exists_one(b, a.kind == b.kind && a.name == b.name && (!has(a.port) || !has(b.port) || a.port == b.port)))"
+        ).message(
+            "targetRefs names the same target twice: keep one entry for each, and note that an entry without port means every port"
+        )
+    )]
+    pub target_refs: Vec<TargetRef>,
+    /// The first rule that matches a request counts. A request that no rule matches goes to the Service as a whole.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new(
+            "self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))"
+        ).message(
+            "rules[].name is given twice: names tell rules apart in logs and metrics, so make each unique or leave it out"
+        )
+    )]
+    // `self::`: inside the derived schema code `Rule` is a CEL rule.
+    pub rules: Vec<self::Rule>,
+}
+
+/// A target of a policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetRef {
+    /// `Service`, or `MeshService` for the Service that one describes.
+    pub kind: TargetKind,
+    /// Its name, in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message(
+            "targetRefs[].name is not the name of a Service or MeshService: write only its name, in lower-case letters, digits and dashes"
+        )
+    )]
+    pub name: String,
+    /// Only this port of the Service. Default: all of its ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port: Option<u16>,
+}
+
+/// Kinds that a policy can target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TargetKind {
+    /// A Kubernetes Service.
+    Service,
+    /// The Service that a MeshService targets.
+    MeshService,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.timeout) || !has(self.retry) || !has(self.retry.perTryTimeout) || duration(self.retry.perTryTimeout) <= duration(self.timeout)"
+    ).message(
+        "retry.perTryTimeout must not be longer than the rule's timeout, which covers all tries together: lower perTryTimeout or raise timeout"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// Name in logs and metrics. Default: its position, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+            "rules[].name must be lower-case letters, digits and dashes, and begin and end with a letter or digit, for example canary"
+        )
+    )]
+    pub name: Option<String>,
+    /// Conditions on the request, of which one must hold. Default: every request.
+    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub matches: Vec<Match>,
+    /// Where requests go, by weight. A split to another Service keeps that Service's own balancing and breakers. Default: the
+    /// Service as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("size(self) == 0 || self.exists(b, b.weight > 0)").message(
+            "split gives every destination weight 0, so requests could go nowhere: give at least one a weight above 0"
+        ),
+        validation = Rule::new(
+            "self.all(a, self.exists_one(b, has(a.subset) == has(b.subset) && (!has(a.subset) || a.subset == b.subset) && has(a.service) == has(b.service) && (!has(a.service) || a.service == b.service)))"
+        ).message(
+            "split names the same destination twice: merge the entries into one with the sum of their weights"
+        )
+    )]
+    pub split: Vec<Backend>,
+    /// Whole request, retries included, until the response's end. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// When a request is tried again. Default: twice, on failed connects and resets of idempotent requests, within a budget of 20 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+/// Conditions that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("has(self.path) || has(self.method) || (has(self.headers) && size(self.headers) > 0)").message(
+        "an entry of match without any condition would match every request: give it a path, method or headers, or leave match out"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Match {
+    /// The path, without the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// The method, in capitals, for example GET.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[A-Z][A-Z0-9_-]*$')").message(
+            "method must be an HTTP method in capital letters, for example GET: methods are case-sensitive"
+        )
+    )]
+    pub method: Option<String>,
+    /// Headers, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// Exactly one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("[has(self.exact), has(self.prefix), has(self.regex)].exists_one(given, given)").message(
+        "path needs exactly one of exact, prefix and regex: keep one and remove the others"
+    ),
+    validation = Rule::new(
+        "(!has(self.exact) || self.exact.startsWith('/')) && (!has(self.prefix) || self.prefix.startsWith('/'))"
+    ).message(
+        "path.exact and path.prefix must begin with '/': write for example /api"
+    ),
+    validation = Rule::new(
+        "(!has(self.exact) || !self.exact.contains('?')) && (!has(self.prefix) || !self.prefix.contains('?'))"
+    ).message(
+        "path.exact and path.prefix are compared with the path without its query: remove '?' and what follows"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PathMatch {
+    /// The whole path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub exact: Option<String>,
+    /// Leading whole segments: `/a` fits `/a` and `/a/b`, not `/ab`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub prefix: Option<String>,
+    /// A regular expression (RE2 syntax) for the whole path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub regex: Option<String>,
+}
+
+/// A header, and exactly one of the four conditions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].exists_one(given, given)"
+    ).message(
+        "an entry of headers needs exactly one of exact, prefix, regex and present: keep one and remove the others"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderMatch {
+    /// Its name; upper and lower case are the same.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')").message(
+            "headers[].name is not the name of an HTTP header: use letters, digits and dashes, without colon or spaces, for example x-user"
+        )
+    )]
+    pub name: String,
+    /// The whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub exact: Option<String>,
+    /// The value's beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub prefix: Option<String>,
+    /// A regular expression (RE2 syntax) for the whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub regex: Option<String>,
+    /// `true`: the header must be there; `false`: it must not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// Where a share of the requests goes: a subset of the target's MeshService, or another Service of the namespace. Without
+/// both, the target as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Name of a subset of the MeshService that describes the Service (the target, or `service` where given).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+            "split[].subset is not the name of a subset: write the name that the MeshService gives it in subsets[].name"
+        )
+    )]
+    pub subset: Option<String>,
+    /// Another Service of the same namespace, at the same port. Default: the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+            "split[].service is not the name of a Service: write only its name, in lower-case letters, digits and dashes; it must be in the same namespace"
+        )
+    )]
+    pub service: Option<String>,
+    /// Share relative to the sum of all weights, 0 to 1000000.
+    #[schemars(range(max = 1_000_000))]
+    pub weight: u32,
+}
+
+/// When and how often a request is tried again. Never after a byte of the response went to the client.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "duration(has(self.backoff) ? self.backoff : '25ms') <= duration(has(self.maxBackoff) ? self.maxBackoff : '250ms')"
+    ).message(
+        "retry.backoff (25ms when not given) must not be longer than maxBackoff (250ms when not given): lower backoff or raise maxBackoff"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Tries beyond the first, 0 to 10; 0 switches retries off. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 10))]
+    pub attempts: Option<u32>,
+    /// Until the response's head, of each try; not longer than the rule's `timeout`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_try_timeout: Option<Duration>,
+    /// On what. `ConnectFailure`: the endpoint could not be reached. `Reset`: the connection was lost before the response's head.
+    /// `GatewayError`: 502, 503 or 504. `ServerError`: any 5xx. `GrpcUnavailable`: gRPC status UNAVAILABLE in a response without
+    /// messages. Default: ConnectFailure and Reset.
+    // Not `on`: YAML 1.1 reads an unquoted `on` as `true`, in keys too.
+    #[serde(rename = "retryOn", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub on: Vec<RetryOn>,
+    /// Also requests that may have had an effect (POST, PATCH). With false, those are tried again only when nothing of them can
+    /// have reached the application. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub non_idempotent: Option<bool>,
+    /// Wait before the first retry; doubled each time, with jitter. Default: 25ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Duration>,
+    /// Longest wait; not shorter than `backoff`. Default: 250ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_backoff: Option<Duration>,
+    /// A bound on the retries of all requests together, so that retries never make an overload worse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<RetryBudget>,
+}
+
+/// Retries that one client proxy may send to the service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Retries per 100 requests, 0 to 100. Default: 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub percent: Option<u32>,
+    /// Retries per second that are always allowed. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 10_000))]
+    pub min_per_second: Option<u32>,
+}
+
+/// A failure that is worth another try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RetryOn {
+    /// The endpoint could not be reached.
+    ConnectFailure,
+    /// The connection was lost before the response's head.
+    Reset,
+    /// 502, 503 or 504.
+    GatewayError,
+    /// Any 5xx.
+    ServerError,
+    /// gRPC status UNAVAILABLE in a response without messages.
+    GrpcUnavailable,
+}

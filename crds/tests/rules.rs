@@ -1,0 +1,493 @@
+//! Every bound and every CEL rule of the definitions: one resource that passes and one that is refused, judged without a
+//! cluster by the definitions that the chart ships.
+
+// clippy.toml lets tests unwrap; this says that their helper functions are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use kube::core::cel::Validator;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// The schema of a kind, as shipped.
+fn schema(plural: &str) -> Value {
+    let all = weft_crds::manifest::all().unwrap();
+    let (_, crd) = all.into_iter().find(|(name, _)| name.contains(plural)).unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+}
+
+/// What the API server would say: structural problems, then CEL messages.
+fn problems(plural: &str, spec: &Value) -> Vec<String> {
+    let (schema, object) = (schema(plural), json!({"spec": spec}));
+    let mut found = Vec::new();
+    structural(&schema, &object, "", &mut found);
+    if let Err(errors) = Validator::new().validate(&schema, &object, None) {
+        found.extend(errors.iter().map(|error| format!("{}: {}", error.field_path, error.message)));
+    }
+    found
+}
+
+/// The part of structural validation that the definitions use.
+fn structural(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
+    let bound = |key: &str| schema[key].as_i64();
+    let mut outside = |key: &str, n: i64| {
+        let wrong =
+            bound(key).is_some_and(|bound| if key.starts_with("min") { n < bound } else { n > bound });
+        if wrong {
+            found.push(format!("{at}: {key}"));
+        }
+    };
+    match value {
+        Value::String(text) => {
+            let length = i64::try_from(text.chars().count()).unwrap();
+            outside("minLength", length);
+            outside("maxLength", length);
+            if schema["pattern"]
+                .as_str()
+                .is_some_and(|pattern| !regex::Regex::new(pattern).unwrap().is_match(text))
+            {
+                found.push(format!("{at}: pattern"));
+            }
+            if schema["enum"].as_array().is_some_and(|words| !words.contains(value)) {
+                found.push(format!("{at}: enum"));
+            }
+        }
+        Value::Number(number) => {
+            outside("minimum", number.as_i64().unwrap());
+            outside("maximum", number.as_i64().unwrap());
+        }
+        Value::Array(items) => {
+            outside("minItems", i64::try_from(items.len()).unwrap());
+            outside("maxItems", i64::try_from(items.len()).unwrap());
+            let keys: Vec<_> =
+                schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().collect();
+            let set = schema["x-kubernetes-list-type"] == "set";
+            let key =
+                |item: &Value| keys.iter().map(|k| item[k.as_str().unwrap()].to_string()).collect::<String>();
+            let unique: BTreeSet<_> =
+                items.iter().map(|i| if set { i.to_string() } else { key(i) }).collect();
+            if (set || !keys.is_empty()) && unique.len() < items.len() {
+                found.push(format!("{at}: duplicate"));
+            }
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(i, item)| structural(&schema["items"], item, &format!("{at}[{i}]"), found));
+        }
+        Value::Object(fields) => {
+            outside("minProperties", i64::try_from(fields.len()).unwrap());
+            outside("maxProperties", i64::try_from(fields.len()).unwrap());
+            for needed in schema["required"].as_array().into_iter().flatten() {
+                if !fields.contains_key(needed.as_str().unwrap()) {
+                    found.push(format!("{at}: required {needed}"));
+                }
+            }
+            for (name, field) in fields {
+                let known = schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
+                match known {
+                    Some(schema) => structural(schema, field, &format!("{at}.{name}"), found),
+                    None => found.push(format!("{at}: unknown {name}")),
+                }
+            }
+        }
+        Value::Bool(_) | Value::Null => {}
+    }
+}
+
+#[track_caller]
+fn passes(plural: &str, spec: Value) {
+    assert_eq!(problems(plural, &spec), Vec::<String>::new(), "{spec}");
+}
+
+#[track_caller]
+fn refused(plural: &str, spec: Value, word: &str) {
+    let found = problems(plural, &spec);
+    assert!(found.iter().any(|problem| problem.contains(word)), "`{word}` is not in {found:?} of {spec}");
+}
+
+// --- TrafficPolicy
+
+const POLICY: &str = "trafficpolicies";
+
+fn with_rule(rule: Value) -> Value {
+    json!({"targetRefs": [{"kind": "Service", "name": "back"}], "rules": [rule]})
+}
+
+fn with_match(matching: Value) -> Value {
+    with_rule(json!({"match": [matching]}))
+}
+
+fn with_targets(targets: Value) -> Value {
+    json!({"targetRefs": targets, "rules": [{}]})
+}
+
+#[test]
+fn a_policy_with_everything_passes() {
+    passes(
+        POLICY,
+        json!({
+            "targetRefs": [{"kind": "Service", "name": "back", "port": 80}, {"kind": "MeshService", "name": "front"}],
+            "rules": [{
+                "name": "canary",
+                "match": [{"path": {"prefix": "/api"}, "method": "GET", "headers": [{"name": "X-User", "exact": ""}, {"name": "b", "present": false}]}, {"path": {"regex": "a.*"}}],
+                "split": [{"subset": "v1", "weight": 90}, {"subset": "v2", "weight": 10}, {"service": "green", "subset": "v1", "weight": 0}, {"weight": 1}],
+                "timeout": "1m30s",
+                "retry": {"attempts": 3, "perTryTimeout": "1m30s", "retryOn": ["Reset", "ConnectFailure"], "nonIdempotent": true,
+                    "backoff": "100ms", "maxBackoff": "1s", "budget": {"percent": 100, "minPerSecond": 0}},
+            }, {}],
+        }),
+    );
+}
+
+#[test]
+fn targets_are_given_bounded_named_and_unique() {
+    refused(POLICY, with_targets(json!([])), "minItems");
+    refused(
+        POLICY,
+        with_targets(Value::Array(
+            (0..17).map(|i| json!({"kind": "Service", "name": format!("s{i}")})).collect(),
+        )),
+        "maxItems",
+    );
+    refused(POLICY, with_targets(json!([{"kind": "Deployment", "name": "a"}])), "enum");
+    refused(POLICY, with_targets(json!([{"kind": "Service", "name": "shop/back"}])), "write only its name");
+    refused(POLICY, with_targets(json!([{"kind": "Service", "name": "a", "port": 0}])), "minimum");
+    refused(POLICY, with_targets(json!([{"kind": "Service", "name": "a", "port": 65536}])), "maximum");
+    let twice = "targetRefs names the same target twice";
+    refused(
+        POLICY,
+        with_targets(json!([{"kind": "Service", "name": "a"}, {"kind": "Service", "name": "a"}])),
+        twice,
+    );
+    refused(
+        POLICY,
+        with_targets(json!([{"kind": "Service", "name": "a"}, {"kind": "Service", "name": "a", "port": 80}])),
+        twice,
+    );
+    passes(
+        POLICY,
+        with_targets(
+            json!([{"kind": "Service", "name": "a", "port": 81}, {"kind": "Service", "name": "a", "port": 80}]),
+        ),
+    );
+    passes(
+        POLICY,
+        with_targets(json!([{"kind": "Service", "name": "a"}, {"kind": "MeshService", "name": "a"}])),
+    );
+}
+
+#[test]
+fn rules_are_given_bounded_and_named_once() {
+    let rules = |rules: Value| json!({"targetRefs": [{"kind": "Service", "name": "back"}], "rules": rules});
+    refused(POLICY, rules(json!([])), "minItems");
+    refused(POLICY, rules(Value::Array(vec![json!({}); 65])), "maxItems");
+    refused(POLICY, rules(json!([{"name": "a"}, {"name": "a"}])), "rules[].name is given twice");
+    refused(POLICY, rules(json!([{"name": "A b"}])), "rules[].name must be lower-case");
+    passes(POLICY, rules(json!([{"name": "a"}, {"name": "b"}, {}, {}])));
+}
+
+#[test]
+fn a_path_has_exactly_one_condition_and_begins_with_a_slash() {
+    for good in [json!({"exact": "/"}), json!({"prefix": "/a"}), json!({"regex": "a|b"})] {
+        passes(POLICY, with_match(json!({"path": good})));
+    }
+    refused(POLICY, with_match(json!({"path": {}})), "path needs exactly one of");
+    refused(
+        POLICY,
+        with_match(json!({"path": {"exact": "/a", "prefix": "/b"}})),
+        "path needs exactly one of",
+    );
+    refused(POLICY, with_match(json!({"path": {"exact": "a"}})), "must begin with '/'");
+    refused(POLICY, with_match(json!({"path": {"prefix": "a"}})), "must begin with '/'");
+    refused(POLICY, with_match(json!({"path": {"exact": "/a?b=c"}})), "without its query");
+    refused(POLICY, with_match(json!({"path": {"prefix": "/a?b=c"}})), "without its query");
+    refused(POLICY, with_match(json!({"path": {"exact": format!("/{}", "a".repeat(1024))}})), "maxLength");
+    refused(POLICY, with_match(json!({"path": {"regex": "a".repeat(513)}})), "maxLength");
+}
+
+#[test]
+fn a_match_has_a_condition_and_methods_and_headers_are_what_http_knows() {
+    refused(POLICY, with_match(json!({})), "would match every request");
+    refused(POLICY, with_match(json!({"headers": []})), "would match every request");
+    refused(POLICY, with_match(json!({"method": "get"})), "capital letters");
+    refused(POLICY, with_match(json!({"method": ""})), "minLength");
+    passes(POLICY, with_match(json!({"method": "M-SEARCH"})));
+    let header = |header: Value| with_match(json!({"headers": [header]}));
+    passes(POLICY, header(json!({"name": "x", "regex": "a"})));
+    refused(POLICY, header(json!({"name": "x"})), "needs exactly one of exact, prefix, regex and present");
+    refused(POLICY, header(json!({"name": "x", "exact": "a", "present": true})), "needs exactly one of");
+    refused(POLICY, header(json!({"name": "x:", "exact": "a"})), "not the name of an HTTP header");
+    refused(POLICY, header(json!({"exact": "a"})), "required");
+    refused(POLICY, with_match(json!({"headers": vec![json!({"name": "x", "exact": "a"}); 17]})), "maxItems");
+    refused(POLICY, with_rule(json!({"match": vec![json!({"method": "GET"}); 17]})), "maxItems");
+}
+
+#[test]
+fn a_split_sends_somewhere_and_names_each_destination_once() {
+    let split = |split: Value| with_rule(json!({"split": split}));
+    refused(
+        POLICY,
+        split(json!([{"subset": "a", "weight": 0}, {"subset": "b", "weight": 0}])),
+        "every destination weight 0",
+    );
+    refused(
+        POLICY,
+        split(json!([{"subset": "a", "weight": 1}, {"subset": "a", "weight": 2}])),
+        "the same destination twice",
+    );
+    refused(POLICY, split(json!([{"weight": 1}, {"weight": 2}])), "the same destination twice");
+    refused(POLICY, split(json!([{"subset": "a"}])), "required");
+    refused(POLICY, split(json!([{"subset": "a", "weight": 1_000_001}])), "maximum");
+    refused(
+        POLICY,
+        split(json!([{"subset": "A", "weight": 1}])),
+        "split[].subset is not the name of a subset",
+    );
+    refused(
+        POLICY,
+        split(json!([{"service": "a.b", "weight": 1}])),
+        "split[].service is not the name of a Service",
+    );
+    refused(
+        POLICY,
+        split(Value::Array((0..17).map(|i| json!({"subset": format!("s{i}"), "weight": 1})).collect())),
+        "maxItems",
+    );
+    passes(
+        POLICY,
+        split(json!([{"subset": "a", "weight": 1}, {"service": "x", "subset": "a", "weight": 1}])),
+    );
+}
+
+#[test]
+fn durations_are_longer_than_zero_and_shorter_than_a_day() {
+    for good in ["1ms", "250ms", "1m30s", "24h", "90m"] {
+        passes(POLICY, with_rule(json!({"timeout": good})));
+    }
+    refused(POLICY, with_rule(json!({"timeout": "0s"})), "longer than zero");
+    refused(POLICY, with_rule(json!({"timeout": "0ms"})), "longer than zero");
+    refused(POLICY, with_rule(json!({"timeout": "25h"})), "not be longer than 24h");
+    for bad in ["", "5", "1.5s", "-1s", "1d", "5 s"] {
+        refused(POLICY, with_rule(json!({"timeout": bad})), "pattern");
+    }
+}
+
+#[test]
+fn retries_fit_into_the_timeout_and_their_waits_into_each_other() {
+    let retry = |retry: Value| with_rule(json!({"retry": retry}));
+    refused(
+        POLICY,
+        with_rule(json!({"timeout": "1s", "retry": {"perTryTimeout": "1001ms"}})),
+        "retry.perTryTimeout must not be longer",
+    );
+    passes(POLICY, retry(json!({"perTryTimeout": "1h"})));
+    refused(POLICY, retry(json!({"backoff": "300ms"})), "retry.backoff");
+    refused(POLICY, retry(json!({"maxBackoff": "20ms"})), "retry.backoff");
+    passes(POLICY, retry(json!({"backoff": "300ms", "maxBackoff": "300ms"})));
+    refused(POLICY, retry(json!({"attempts": 11})), "maximum");
+    refused(POLICY, retry(json!({"retryOn": ["Reset", "Reset"]})), "duplicate");
+    refused(POLICY, retry(json!({"retryOn": ["Timeout"]})), "enum");
+    refused(POLICY, retry(json!({"budget": {"percent": 101}})), "maximum");
+    refused(POLICY, retry(json!({"budget": {"minPerSecond": 10_001}})), "maximum");
+}
+
+// --- MeshService
+
+const MESH: &str = "meshservices";
+
+fn mesh(more: Value) -> Value {
+    let mut spec = json!({"target": {"service": "back"}});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    spec
+}
+
+#[test]
+fn a_mesh_service_with_everything_passes() {
+    passes(
+        MESH,
+        mesh(json!({
+            "subsets": [{"name": "v1", "labels": {"version": "v1"}}, {"name": "v2", "labels": {"version": "v2", "a/b": ""}}],
+            "balancer": {"policy": "LeastRequest", "weights": [{"labels": {"big": "yes"}, "weight": 1000}]},
+            "health": {"outlier": {"consecutiveFailures": 0, "ejectionTime": "5m", "maxEjectionTime": "5m", "maxEjectedPercent": 100}},
+            "circuitBreaker": {"maxConnections": 1, "maxPendingRequests": 1, "maxConcurrentRequests": 1, "maxRetries": 1},
+            "connection": {"connectTimeout": "1s", "idleTimeout": "1s", "maxRequests": 1, "protocol": "Grpc"},
+        })),
+    );
+}
+
+#[test]
+fn a_mesh_service_has_a_target_that_is_a_name() {
+    refused(MESH, json!({}), "required");
+    refused(
+        MESH,
+        json!({"target": {"service": "back.shop.svc"}}),
+        "target.service is not the name of a Service",
+    );
+    refused(MESH, json!({"target": {"service": ""}}), "minLength");
+    refused(MESH, json!({"target": {"service": "a".repeat(64)}}), "maxLength");
+}
+
+#[test]
+fn subsets_have_unique_names_and_labels() {
+    let subset = |name: &str| json!({"name": name, "labels": {"a": "b"}});
+    refused(MESH, mesh(json!({"subsets": [subset("a"), subset("a")]})), "duplicate");
+    refused(MESH, mesh(json!({"subsets": [subset("-a")]})), "subsets[].name must be lower-case");
+    refused(MESH, mesh(json!({"subsets": [{"name": "a", "labels": {}}]})), "minProperties");
+    refused(MESH, mesh(json!({"subsets": [{"name": "a", "labels": {"a": "b c"}}]})), "pattern");
+    refused(MESH, mesh(json!({"subsets": [{"name": "a", "labels": {"a": "b".repeat(64)}}]})), "maxLength");
+    refused(
+        MESH,
+        mesh(json!({"subsets": (0..65).map(|i| subset(&format!("s{i}"))).collect::<Vec<_>>()})),
+        "maxItems",
+    );
+}
+
+#[test]
+fn numbers_of_a_mesh_service_are_bounded() {
+    refused(MESH, mesh(json!({"balancer": {"policy": "Fastest"}})), "enum");
+    refused(
+        MESH,
+        mesh(json!({"balancer": {"weights": [{"labels": {"a": "b"}, "weight": 1001}]}})),
+        "maximum",
+    );
+    for field in ["maxConnections", "maxPendingRequests", "maxConcurrentRequests", "maxRetries"] {
+        refused(MESH, mesh(json!({"circuitBreaker": {field: 0}})), "minimum");
+        refused(MESH, mesh(json!({"circuitBreaker": {field: 1_000_001}})), "maximum");
+    }
+    refused(MESH, mesh(json!({"connection": {"maxRequests": 0}})), "minimum");
+    refused(MESH, mesh(json!({"connection": {"protocol": "Quic"}})), "enum");
+    refused(MESH, mesh(json!({"health": {"outlier": {"maxEjectedPercent": 101}}})), "maximum");
+    refused(MESH, mesh(json!({"health": {"outlier": {"consecutiveFailures": 1001}}})), "maximum");
+}
+
+#[test]
+fn the_longest_ejection_is_not_shorter_than_the_first() {
+    let outlier = |outlier: Value| mesh(json!({"health": {"outlier": outlier}}));
+    refused(MESH, outlier(json!({"ejectionTime": "6m"})), "health.outlier.maxEjectionTime");
+    refused(MESH, outlier(json!({"maxEjectionTime": "9s"})), "health.outlier.maxEjectionTime");
+    refused(
+        MESH,
+        outlier(json!({"ejectionTime": "2s", "maxEjectionTime": "1s"})),
+        "health.outlier.maxEjectionTime",
+    );
+    passes(MESH, outlier(json!({"ejectionTime": "1s", "maxEjectionTime": "1s"})));
+    passes(MESH, outlier(json!({})));
+}
+
+// --- PeerAuthentication
+
+const AUTH: &str = "peerauthentications";
+
+#[test]
+fn a_mode_is_given_and_known() {
+    passes(AUTH, json!({"mtls": {"mode": "Strict"}}));
+    passes(AUTH, json!({"mtls": {"mode": "Disable"}, "selector": {"matchLabels": {"app": "a"}}}));
+    refused(AUTH, json!({}), "required");
+    refused(AUTH, json!({"mtls": {"mode": "strict"}}), "enum");
+    refused(AUTH, json!({"mtls": {"mode": "Strict"}, "selector": {"matchLabels": {}}}), "minProperties");
+}
+
+#[test]
+fn modes_of_ports_need_a_selector_and_port_numbers() {
+    let ports = |ports: Value| json!({"mtls": {"mode": "Strict"}, "selector": {"matchLabels": {"app": "a"}}, "portLevelMtls": ports});
+    passes(AUTH, ports(json!({"1": {"mode": "Permissive"}, "65535": {"mode": "Disable"}})));
+    refused(
+        AUTH,
+        json!({"mtls": {"mode": "Strict"}, "portLevelMtls": {"80": {"mode": "Disable"}}}),
+        "portLevelMtls needs a selector",
+    );
+    for bad in ["0", "65536", "080", "+80"] {
+        refused(
+            AUTH,
+            ports(json!({bad: {"mode": "Disable"}})),
+            "the keys of portLevelMtls are container port numbers",
+        );
+    }
+    assert_ne!(problems(AUTH, &ports(json!({"http": {"mode": "Disable"}}))), Vec::<String>::new());
+    let many =
+        (1..=65).map(|port| (port.to_string(), json!({"mode": "Strict"}))).collect::<serde_json::Map<_, _>>();
+    refused(AUTH, ports(many.into()), "maxProperties");
+}
+
+// --- All definitions
+
+#[test]
+fn no_field_or_value_is_a_boolean_to_a_yaml_1_1_reader() {
+    fn words(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| {
+                found.push(key.clone());
+                words(value, found);
+            }),
+            Value::Array(items) => items.iter().for_each(|item| words(item, found)),
+            Value::String(text) => found.push(text.clone()),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    weft_crds::manifest::all().unwrap().iter().for_each(|(_, crd)| words(crd, &mut found));
+    let booleans = ["y", "n", "yes", "no", "on", "off"];
+    let bad: Vec<_> = found.iter().filter(|word| booleans.contains(&word.to_lowercase().as_str())).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[test]
+fn every_field_of_a_spec_has_a_description_and_every_text_list_and_map_a_bound() {
+    fn walk(schema: &Value, at: &str, found: &mut Vec<String>) {
+        let bounded = match schema["type"].as_str() {
+            Some("string") => schema.get("maxLength").is_some() || schema.get("enum").is_some(),
+            Some("array") => schema.get("maxItems").is_some(),
+            Some("integer") => schema.get("maximum").is_some(),
+            Some("object") if schema.get("additionalProperties").is_some() => {
+                schema.get("maxProperties").is_some()
+            }
+            _ => true,
+        };
+        if !bounded {
+            found.push(format!("{at} has no bound"));
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            if field.get("description").is_none() {
+                found.push(format!("{at}.{name} has no description"));
+            }
+            walk(field, &format!("{at}.{name}"), found);
+        }
+        for part in ["items", "additionalProperties"] {
+            if let Some(inner) = schema.get(part) {
+                walk(inner, &format!("{at}[]"), found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for plural in [POLICY, MESH, AUTH] {
+        walk(&schema(plural)["properties"]["spec"], plural, &mut found);
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn every_rule_compiles_and_says_what_to_do() {
+    fn rules(value: &Value, found: &mut Vec<(String, String)>) {
+        match value {
+            Value::Object(map) => {
+                for rule in
+                    map.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
+                {
+                    found.push((
+                        rule["rule"].as_str().unwrap().into(),
+                        rule["message"].as_str().unwrap_or_default().into(),
+                    ));
+                }
+                map.values().for_each(|value| rules(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| rules(item, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    weft_crds::manifest::all().unwrap().iter().for_each(|(_, crd)| rules(crd, &mut found));
+    assert!(found.len() > 20);
+    for (rule, message) in found {
+        assert!(kube::core::cel::cel::Program::compile(&rule).is_ok(), "{rule}");
+        assert!(message.len() > 30 && !message.contains('\n'), "{rule}: {message}");
+    }
+}
