@@ -1,0 +1,115 @@
+//! Signs leaves. A leaf is one SPIFFE id (X.509-SVID section 2: exactly one URI), for client and server use.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use weft_api::Identity;
+
+use super::root::{BACKDATE, Root, serial};
+
+/// Why a leaf could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// A name does not fit into a certificate, or signing failed.
+    #[error("the certificate could not be made")]
+    Make(#[from] rcgen::Error),
+    /// A leaf would outlive it.
+    #[error("the root certificate has expired")]
+    RootExpired,
+}
+
+/// A signed leaf.
+#[derive(Debug)]
+pub struct Issued {
+    /// Leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// When it expires.
+    pub not_after: SystemTime,
+}
+
+/// Signs with the root of the moment.
+#[derive(Debug)]
+pub struct Authority {
+    root: ArcSwap<Root>,
+    lifetime: Duration,
+    changes: watch::Sender<u64>,
+}
+
+impl Authority {
+    /// Signs with this root, for that long.
+    #[must_use]
+    pub fn new(root: Root, lifetime: Duration) -> Self {
+        Self { root: ArcSwap::from_pointee(root), lifetime, changes: watch::Sender::new(0) }
+    }
+
+    /// The root of the moment.
+    #[must_use]
+    pub fn root(&self) -> Arc<Root> {
+        self.root.load_full()
+    }
+
+    /// Signs with another root from now on.
+    pub fn replace(&self, root: Root) {
+        self.root.store(Arc::new(root));
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Hears of another root.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A leaf for a public key.
+    ///
+    /// # Errors
+    /// When the root has expired, or a name does not fit.
+    pub fn issue(
+        &self,
+        key: &SubjectPublicKeyInfo,
+        identity: &Identity,
+        dns_names: &[String],
+    ) -> Result<Issued, IssueError> {
+        self.sign(key, identity, dns_names, SystemTime::now())
+    }
+
+    pub(super) fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        identity: &Identity,
+        dns_names: &[String],
+        now: SystemTime,
+    ) -> Result<Issued, IssueError> {
+        let root = self.root.load();
+        let root_end = SystemTime::UNIX_EPOCH + Duration::from_secs(root.not_after.max(0).unsigned_abs());
+        if root_end <= now {
+            return Err(IssueError::RootExpired);
+        }
+        let not_after = (now + self.lifetime).min(root_end);
+        let mut params = CertificateParams::default();
+        // The subject is empty, so the alternative names are critical (RFC 5280 section 4.2.1.6); rcgen sees to that.
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        for name in dns_names {
+            params.subject_alt_names.push(SanType::DnsName(name.clone().try_into()?));
+        }
+        params.not_before = OffsetDateTime::from(now - BACKDATE);
+        params.not_after = OffsetDateTime::from(not_after);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial());
+        let leaf = params.signed_by(key, &root.issuer)?;
+        Ok(Issued { chain: vec![leaf.der().clone()], not_after })
+    }
+}

@@ -1,0 +1,116 @@
+//! The root certificate and its key: made, read from PEM, written as PEM. It signs nothing by itself.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+use weft_api::TrustDomain;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Ten years: root rotation with overlap is a thing of its own.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Clocks of nodes differ.
+pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// Why a root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRoot {
+    /// The certificate is not PEM or not X.509.
+    #[error("the root certificate cannot be read: {0}")]
+    Certificate(String),
+    /// The key is not PEM, or of a kind that is not supported.
+    #[error("the root's private key cannot be read")]
+    Key(#[source] rcgen::Error),
+    /// The key is another one's.
+    #[error("the root's private key does not belong to the root certificate")]
+    Mismatch,
+    /// Not a certificate authority's.
+    #[error("the root certificate is not that of a certificate authority (CA:TRUE, keyCertSign)")]
+    NotAuthority,
+    /// It could not be made.
+    #[error("a root could not be made")]
+    Make(#[source] rcgen::Error),
+}
+
+/// A root.
+#[derive(Debug)]
+pub struct Root {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// The certificate as PEM: the trust bundle.
+    pub certificate_pem: String,
+    /// The key as PEM.
+    pub key_pem: String,
+    /// When it expires, in seconds since 1970.
+    pub not_after: i64,
+    pub(super) issuer: Issuer<'static, KeyPair>,
+}
+
+impl Root {
+    /// Makes a new root: ECDSA P-256, ten years, signs leaves only (path length 0).
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn generate(trust_domain: &TrustDomain) -> Result<Self, BadRoot> {
+        let now = SystemTime::now();
+        let mut name = DistinguishedName::new();
+        name.push(DnType::OrganizationName, "Weft");
+        name.push(DnType::CommonName, format!("Weft root of {trust_domain}"));
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name;
+        params.not_before = OffsetDateTime::from(now - BACKDATE);
+        params.not_after = OffsetDateTime::from(now + LIFETIME);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(serial());
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(BadRoot::Make)?;
+        let certificate = params.self_signed(&key).map_err(BadRoot::Make)?;
+        Self::from_pem(&certificate.pem(), &key.serialize_pem())
+    }
+
+    /// Reads a root, and checks that the two belong together.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, BadRoot> {
+        let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
+            .map_err(|e| BadRoot::Certificate(e.to_string()))?
+            .into_owned();
+        let key = KeyPair::from_pem(key_pem).map_err(BadRoot::Key)?;
+        let not_after = {
+            let (_, parsed) =
+                X509Certificate::from_der(&der).map_err(|e| BadRoot::Certificate(e.to_string()))?;
+            if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+                return Err(BadRoot::Mismatch);
+            }
+            let signs = match parsed.key_usage() {
+                Ok(Some(usage)) => usage.value.key_cert_sign(),
+                _ => true,
+            };
+            if !parsed.is_ca() || !signs {
+                return Err(BadRoot::NotAuthority);
+            }
+            parsed.validity().not_after.timestamp()
+        };
+        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| BadRoot::Certificate(e.to_string()))?;
+        Ok(Self {
+            der,
+            certificate_pem: certificate_pem.to_owned(),
+            key_pem: key_pem.to_owned(),
+            not_after,
+            issuer,
+        })
+    }
+}
+
+/// Random serial numbers, positive (RFC 5280 section 4.1.2.2).
+pub(super) fn serial() -> rcgen::SerialNumber {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    rcgen::SerialNumber::from_slice(&bytes)
+}

@@ -1,0 +1,162 @@
+//! What the authority promises, checked with another implementation's verifier (rustls-webpki).
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use weft_api::{Identity, TrustDomain};
+
+use super::*;
+use crate::serve::peer;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn domain() -> TrustDomain {
+    "cluster.local".parse().unwrap()
+}
+
+fn authority() -> Authority {
+    Authority::new(Root::generate(&domain()).unwrap(), DAY)
+}
+
+fn identity() -> Identity {
+    "spiffe://cluster.local/ns/shop/sa/back".parse().unwrap()
+}
+
+fn csr() -> Vec<u8> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    // Names that nobody may ask for.
+    let params = CertificateParams::new(vec!["kubernetes.default.svc".to_owned()]).unwrap();
+    params.serialize_request(&key).unwrap().der().to_vec()
+}
+
+fn issue(authority: &Authority, dns: &[String]) -> CertificateDer<'static> {
+    authority.issue(&public_key(&csr()).unwrap(), &identity(), dns).unwrap().chain.remove(0)
+}
+
+fn verify(
+    leaf: &CertificateDer<'_>,
+    root: &CertificateDer<'_>,
+    usage: KeyUsage,
+    at: SystemTime,
+) -> Result<(), webpki::Error> {
+    let anchors = [anchor_from_trusted_cert(root).unwrap()];
+    let now = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+    EndEntityCert::try_from(leaf)?
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &[], now, usage, None, None)
+        .map(|_| ())
+}
+
+#[test]
+fn a_leaf_is_good_for_client_and_server_and_names_only_the_identity() {
+    let authority = authority();
+    let leaf = issue(&authority, &[]);
+    let now = SystemTime::now();
+    for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
+        verify(&leaf, &authority.root().der, usage, now).unwrap();
+    }
+    let peer = peer::read(&leaf).unwrap();
+    assert_eq!(peer.identity, identity());
+    let left = peer.not_after.duration_since(now).unwrap();
+    assert!(left > DAY - Duration::from_secs(60) && left <= DAY, "{left:?}");
+    let text = String::from_utf8_lossy(&leaf).into_owned();
+    assert!(!text.contains("kubernetes.default"), "names of the request are ignored");
+}
+
+#[test]
+fn dns_names_are_added_only_when_they_are_given() {
+    let authority = authority();
+    let leaf = issue(&authority, &serving::dns_names("weft-webhook", "weft-system"));
+    let entity = EndEntityCert::try_from(&leaf).unwrap();
+    for name in ["weft-webhook", "weft-webhook.weft-system.svc", "weft-webhook.weft-system.svc.cluster.local"]
+    {
+        entity.verify_is_valid_for_subject_name(&name.try_into().unwrap()).unwrap();
+    }
+    assert!(entity.verify_is_valid_for_subject_name(&"weft-operator".try_into().unwrap()).is_err());
+}
+
+#[test]
+fn a_leaf_is_refused_before_its_time_after_its_time_and_under_another_root() {
+    let authority = authority();
+    let leaf = issue(&authority, &[]);
+    let root = &authority.root().der;
+    let now = SystemTime::now();
+    let check = |at| verify(&leaf, root, KeyUsage::client_auth(), at);
+    check(now - Duration::from_secs(240)).unwrap();
+    assert!(matches!(check(now - Duration::from_secs(360)), Err(webpki::Error::CertNotValidYet { .. })));
+    assert!(matches!(check(now + DAY + Duration::from_secs(2)), Err(webpki::Error::CertExpired { .. })));
+    let foreign = Root::generate(&domain()).unwrap();
+    assert!(verify(&leaf, &foreign.der, KeyUsage::client_auth(), now).is_err());
+}
+
+#[test]
+fn a_leaf_cannot_sign_and_never_outlives_the_root() {
+    let authority = authority();
+    let far = SystemTime::UNIX_EPOCH + Duration::from_secs(authority.root().not_after.unsigned_abs());
+    let key = public_key(&csr()).unwrap();
+    let late = authority.sign(&key, &identity(), &[], far - Duration::from_secs(60)).unwrap();
+    assert_eq!(late.not_after, far);
+    assert!(matches!(authority.sign(&key, &identity(), &[], far), Err(IssueError::RootExpired)));
+    let leaf = issue(&authority, &[]);
+    assert!(matches!(anchor_from_trusted_cert(&leaf), Ok(_) | Err(_)));
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+    assert!(!parsed.is_ca());
+    assert!(!parsed.key_usage().unwrap().unwrap().value.key_cert_sign());
+}
+
+#[test]
+fn the_root_signs_leaves_only_for_ten_years() {
+    let root = Root::generate(&domain()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&root.der).unwrap();
+    let constraints = parsed.basic_constraints().unwrap().unwrap().value;
+    assert!(constraints.ca);
+    assert_eq!(constraints.path_len_constraint, Some(0));
+    assert!(parsed.subject().to_string().contains("cluster.local"));
+    let years = (parsed.validity().not_after.timestamp() - parsed.validity().not_before.timestamp())
+        / (365 * 24 * 3600);
+    assert_eq!(years, 10);
+}
+
+#[test]
+fn a_root_survives_its_secret_and_a_wrong_one_is_refused() {
+    let root = Root::generate(&domain()).unwrap();
+    let again = Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
+    assert_eq!(again.der, root.der);
+    let leaf = issue(&Authority::new(again, DAY), &[]);
+    verify(&leaf, &root.der, KeyUsage::server_auth(), SystemTime::now()).unwrap();
+
+    let other = Root::generate(&domain()).unwrap();
+    assert!(matches!(Root::from_pem(&root.certificate_pem, &other.key_pem), Err(BadRoot::Mismatch)));
+    assert!(matches!(Root::from_pem("", &root.key_pem), Err(BadRoot::Certificate(_))));
+    assert!(matches!(Root::from_pem(&root.certificate_pem, "x"), Err(BadRoot::Key(_))));
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let plain = CertificateParams::default().self_signed(&key).unwrap();
+    assert!(matches!(Root::from_pem(&plain.pem(), &key.serialize_pem()), Err(BadRoot::NotAuthority)));
+}
+
+#[test]
+fn a_request_with_a_wrong_signature_a_weak_key_or_rubbish_is_refused() {
+    let mut der = csr();
+    let last = der.len() - 1;
+    der[last] ^= 1;
+    assert!(matches!(public_key(&der), Err(BadRequest::Signature | BadRequest::Unreadable)));
+    assert!(matches!(public_key(b"rubbish"), Err(BadRequest::Unreadable)));
+    assert!(matches!(public_key(&[0x30; 100_000]), Err(BadRequest::Unreadable)));
+    let mut long = csr();
+    long.push(0);
+    assert!(matches!(public_key(&long), Err(BadRequest::Unreadable)));
+    let request = |key: &KeyPair| CertificateParams::default().serialize_request(key).unwrap().der().to_vec();
+    assert!(public_key(&request(&KeyPair::generate_for(&PKCS_ED25519).unwrap())).is_ok());
+    let rsa = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    assert!(matches!(public_key(&request(&rsa)), Err(BadRequest::Key)));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_request_makes_it_panic(mut der in proptest::strategy::Just(csr()), at in 0usize..200, with: u8) {
+        let place = at % der.len();
+        der[place] = with;
+        let _ = public_key(&der);
+    }
+}

@@ -1,0 +1,124 @@
+//! A cluster: endpoints with how they are balanced and protected. The defaults of the MeshService live here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use weft_api::v1::{self, Source};
+use weft_crds::MeshServiceSpec;
+use weft_crds::mesh_service::BalancerPolicy;
+
+use super::endpoints::{self, Member};
+use crate::index::policy::InForce;
+use crate::index::space::Labels;
+use crate::index::{Index, Service, ServicePort, Space, selects};
+
+const DEFAULT_WEIGHT: u32 = 100;
+
+/// All clusters of one port of a Service, made from one reading of its endpoints.
+pub struct Maker<'a> {
+    index: &'a Index,
+    members: BTreeMap<SocketAddr, Member<'a>>,
+    described: Option<&'a InForce<MeshServiceSpec>>,
+    name: String,
+}
+
+impl<'a> Maker<'a> {
+    /// For a port of a Service.
+    pub fn new(index: &'a Index, space: &'a Space, service: &Service, port: &ServicePort) -> Self {
+        Self {
+            index,
+            members: endpoints::members(index, space, service, port),
+            described: space.described(&service.key.name),
+            name: format!("{}:{}", service.key, port.port),
+        }
+    }
+
+    /// For one endpoint without a Service.
+    pub fn single(index: &'a Index, member: Member<'a>, name: String) -> Self {
+        Self { index, members: BTreeMap::from([(member.at, member)]), described: None, name }
+    }
+
+    /// The cluster of all endpoints.
+    pub fn whole(&self, sources: &mut Vec<Source>) -> v1::Cluster {
+        self.make(self.name.clone(), |_| true, sources)
+    }
+
+    /// The cluster of a subset.
+    pub fn subset(&self, subset: &str, labels: &Labels, sources: &mut Vec<Source>) -> v1::Cluster {
+        let name = format!("{}/{subset}", self.name);
+        self.make(name, |m| m.pod.is_some_and(|pod| selects(labels, &pod.labels)), sources)
+    }
+
+    fn make(
+        &self,
+        name: String,
+        chosen: impl Fn(&Member<'_>) -> bool,
+        sources: &mut Vec<Source>,
+    ) -> v1::Cluster {
+        let spec = self.described.map(|d| &*d.spec);
+        if let Some(described) = self.described {
+            sources.push(source("MeshService", described));
+        }
+        let members = self.members.values().filter(|m| chosen(m));
+        let endpoints =
+            members.map(|m| endpoints::compile(self.index, m, weight(spec, m), sources)).collect();
+        let connection = spec.and_then(|s| s.connection.as_ref());
+        v1::Cluster {
+            name,
+            balancer: balancer(spec).into(),
+            endpoints,
+            breaker: Some(breaker(spec)),
+            outlier: outlier(spec),
+            connect_timeout_ms: connection.and_then(|c| c.connect_timeout).map_or(2_000, |d| d.as_millis()),
+            idle_timeout_ms: connection.and_then(|c| c.idle_timeout).map_or(60_000, |d| d.as_millis()),
+            max_requests_per_connection: connection.and_then(|c| c.max_requests).unwrap_or(0),
+        }
+    }
+}
+
+/// The resource and generation that a message was shaped by.
+pub fn source<S>(kind: &str, in_force: &InForce<S>) -> Source {
+    Source {
+        kind: kind.into(),
+        namespace: in_force.key.namespace.clone(),
+        name: in_force.key.name.clone(),
+        generation: in_force.generation,
+    }
+}
+
+fn weight(spec: Option<&MeshServiceSpec>, member: &Member<'_>) -> u32 {
+    let weights = spec.and_then(|s| s.balancer.as_ref()).map(|b| b.weights.as_slice()).unwrap_or_default();
+    let Some(pod) = member.pod else { return DEFAULT_WEIGHT };
+    weights.iter().find(|w| selects(&w.labels, &pod.labels)).map_or(DEFAULT_WEIGHT, |w| w.weight)
+}
+
+fn balancer(spec: Option<&MeshServiceSpec>) -> v1::Balancer {
+    match spec.and_then(|s| s.balancer.as_ref()).map(|b| b.policy).unwrap_or_default() {
+        BalancerPolicy::PeakEwma => v1::Balancer::PeakEwma,
+        BalancerPolicy::LeastRequest => v1::Balancer::LeastRequest,
+        BalancerPolicy::RoundRobin => v1::Balancer::RoundRobin,
+        BalancerPolicy::Random => v1::Balancer::Random,
+    }
+}
+
+fn breaker(spec: Option<&MeshServiceSpec>) -> v1::Breaker {
+    let given = spec.and_then(|s| s.circuit_breaker.clone()).unwrap_or_default();
+    v1::Breaker {
+        max_connections: given.max_connections.unwrap_or(1024),
+        max_pending_requests: given.max_pending_requests.unwrap_or(1024),
+        max_concurrent_requests: given.max_concurrent_requests.unwrap_or(4096),
+        max_retries: given.max_retries.unwrap_or(64),
+    }
+}
+
+fn outlier(spec: Option<&MeshServiceSpec>) -> Option<v1::Outlier> {
+    let given = spec.and_then(|s| s.health.as_ref()).and_then(|h| h.outlier.clone()).unwrap_or_default();
+    let consecutive_failures = given.consecutive_failures.unwrap_or(5);
+    let base_ejection_ms = given.ejection_time.map_or(10_000, |d| d.as_millis());
+    (consecutive_failures > 0).then(|| v1::Outlier {
+        consecutive_failures,
+        base_ejection_ms,
+        max_ejection_ms: given.max_ejection_time.map_or(300_000, |d| d.as_millis()).max(base_ejection_ms),
+        max_ejected_percent: given.max_ejected_percent.unwrap_or(50),
+    })
+}

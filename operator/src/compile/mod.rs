@@ -1,0 +1,19 @@
+//! From the index to what a proxy is told: pure functions, no I/O, no time, no state. The same index always gives the same
+//! message, whatever the order of events was.
+
+mod address;
+mod authentication;
+mod cluster;
+mod endpoints;
+mod protocol;
+mod route;
+mod service;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+pub use address::{Target, address, target, wire};
+pub use authentication::{Authentication, authentication};
+pub use endpoints::{EndpointState, endpoint_states};
+pub use service::service;
+pub use workload::workload;

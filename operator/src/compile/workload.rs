@@ -1,0 +1,88 @@
+//! How a proxy treats connections to its own pod.
+
+use std::collections::HashMap;
+
+use weft_api::v1::{self, MtlsMode, Protocol};
+
+use super::authentication::authentication;
+use super::protocol;
+use super::service::tidy;
+use crate::index::{Index, Pod, ProbeKind, Service, ServicePort};
+
+/// The configuration of a pod's own proxy.
+#[must_use]
+pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
+    let authentication = authentication(index, pod);
+    let mut port_protocol: HashMap<u32, i32> = HashMap::new();
+    let mut port_service: HashMap<u32, (bool, String)> = HashMap::new();
+    for (name, number) in &pod.ports {
+        if let Some(protocol) = protocol::by_name(name) {
+            port_protocol.entry((*number).into()).or_insert_with(|| protocol.into());
+        }
+    }
+    let mut by_service: HashMap<u32, Protocol> = HashMap::new();
+    for (service, port, number) in ports_of(index, pod) {
+        let number = u32::from(number);
+        let Some(space) = index.space(&service.key.namespace) else { continue };
+        let protocol = protocol::of_port(port, protocol::described(space, service));
+        if protocol != Protocol::Detect {
+            // Services that disagree about a port: nobody can say, so the proxy looks.
+            by_service
+                .entry(number)
+                .and_modify(|known| *known = if *known == protocol { protocol } else { Protocol::Detect })
+                .or_insert(protocol);
+        }
+        let name = (service.headless, service.key.to_string());
+        port_service
+            .entry(number)
+            .and_modify(|known| *known = known.clone().min(name.clone()))
+            .or_insert(name);
+    }
+    port_protocol.extend(by_service.into_iter().map(|(port, protocol)| (port, i32::from(protocol))));
+
+    v1::Workload {
+        namespace: pod.key.namespace.clone(),
+        pod: pod.key.name.clone(),
+        name: pod.workload.clone(),
+        identity: index.identity(pod).to_string(),
+        mtls: authentication.mode.into(),
+        port_mtls: port_modes(&authentication.ports),
+        port_protocol,
+        probes: pod.probes.iter().map(probe).collect(),
+        sources: tidy(authentication.source.into_iter().collect()),
+        port_service: port_service.into_iter().map(|(port, (_, name))| (port, name)).collect(),
+    }
+}
+
+/// Ports of Services that lead to the pod, with the pod's port.
+fn ports_of<'a>(index: &'a Index, pod: &Pod) -> Vec<(&'a Service, &'a ServicePort, u16)> {
+    let mut found = Vec::new();
+    let Some(space) = index.space(&pod.key.namespace) else { return found };
+    let Some(services) = space.services_of_pod.get(&pod.key.name) else { return found };
+    for service in services.keys().filter_map(|name| space.services.get(name)) {
+        for slice in space.slices_of(&service.key.name) {
+            if !slice.endpoints.iter().any(|e| e.pod.as_ref() == Some(&pod.key.name)) {
+                continue;
+            }
+            for port in &service.ports {
+                if let Some((_, number)) = slice.ports.iter().find(|(name, _)| name == &port.name) {
+                    found.push((&**service, port, *number));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn port_modes(ports: &std::collections::BTreeMap<u16, MtlsMode>) -> HashMap<u32, i32> {
+    ports.iter().map(|(port, mode)| (u32::from(*port), i32::from(*mode))).collect()
+}
+
+fn probe(probe: &crate::index::Probe) -> v1::Probe {
+    use v1::probe::Kind;
+    let kind = match &probe.kind {
+        ProbeKind::Http(path) => Kind::HttpPath(path.clone()),
+        ProbeKind::Grpc(service) => Kind::GrpcService(service.clone()),
+    };
+    v1::Probe { port: probe.port.into(), kind: Some(kind) }
+}

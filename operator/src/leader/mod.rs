@@ -1,0 +1,68 @@
+//! What only one replica may do: trust bundles, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
+//! the status of resources, Events. Each is observe → plan (pure) → apply; none is needed for running traffic.
+
+mod bundle;
+mod conditions;
+mod ejections;
+mod events;
+mod lease;
+mod mirror;
+pub(crate) mod replicas;
+mod root;
+mod status;
+mod webhooks;
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::Shared;
+use crate::settings::Settings;
+use events::Events;
+
+/// Field manager of everything that the operator applies.
+pub const MANAGER: &str = weft_api::names::OPERATOR;
+
+/// What the leader's parts need.
+#[derive(Clone)]
+pub struct Leader {
+    /// The API server, for watches.
+    pub client: Client,
+    /// The API server, for requests that have to be answered soon.
+    pub writer: Client,
+    /// The other parts of the operator.
+    pub shared: Arc<Shared>,
+    /// Settings.
+    pub settings: Settings,
+    /// Whether the CA Secret is gone.
+    pub root_missing: watch::Receiver<bool>,
+}
+
+impl Leader {
+    /// Stands for election until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let client = self.writer.clone();
+        let (namespace, holder) = (self.settings.namespace.clone(), self.settings.pod_name.clone());
+        lease::lead(client, &namespace, &holder, stop, |term| self.clone().term(term)).await;
+    }
+
+    async fn term(self, term: CancellationToken) {
+        self.shared.metrics.leader.set(1);
+        let events = Events::new(&self.writer, &self.settings.pod_name);
+        let mut parts = JoinSet::new();
+        parts.spawn(bundle::keep(self.clone()));
+        parts.spawn(mirror::keep(self.clone()));
+        parts.spawn(webhooks::keep(self.clone()));
+        parts.spawn(root::keep(self.clone(), events.clone()));
+        parts.spawn(status::keep(self.clone(), events));
+        tokio::select! {
+            () = term.cancelled() => {}
+            ended = parts.join_next() => tracing::error!(?ended, "a part of the leader's work ended"),
+        }
+        parts.shutdown().await;
+        self.shared.metrics.leader.set(0);
+    }
+}

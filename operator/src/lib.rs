@@ -1,0 +1,16 @@
+//! The operator: Kubernetes watch → [`index`] → [`compile`] (pure) → stream to the proxies ([`serve`]); the certificate
+//! authority ([`ca`]); and what only one replica may do ([`leader`]).
+
+pub mod admin;
+pub mod ca;
+pub mod check;
+pub mod cleanup;
+pub mod compile;
+pub mod index;
+pub mod leader;
+pub mod metrics;
+pub mod run;
+pub mod serve;
+pub mod settings;
+pub mod store;
+pub mod watch;

@@ -1,0 +1,169 @@
+//! Every metric of the operator, declared in one place. Labels are closed sets; never a name of a pod or service.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Kind of a Kubernetes object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    /// Plural, lower case.
+    pub kind: &'static str,
+}
+
+/// Why a certificate was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Refused {
+    /// The request cannot be read, or its signature is wrong.
+    Request,
+    /// The token is not genuine, expired, or for another audience.
+    Token,
+    /// The token is not that of a living pod.
+    Pod,
+    /// Too many at a time.
+    Busy,
+    /// The API server cannot be asked, or signing failed.
+    Unavailable,
+}
+
+/// Label of refusals.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Why {
+    /// The reason.
+    pub reason: Refused,
+}
+
+/// All metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Proxies with a configuration stream.
+    pub proxies: Gauge,
+    /// Messages pushed to proxies.
+    pub pushes: Counter,
+    /// Messages acknowledged.
+    pub acks: Counter,
+    /// Resources that a proxy rejected.
+    pub rejections: Counter,
+    /// Streams refused, by wrong identity or message.
+    pub streams_refused: Counter,
+    /// Services compiled.
+    pub compiled: Counter,
+    /// Time to compile one service.
+    pub compile_seconds: Histogram,
+    /// Time from a change in the index to its message being queued.
+    pub push_seconds: Histogram,
+    /// Objects in the index.
+    pub objects: Family<Kind, Gauge>,
+    /// Watches that failed and were begun again.
+    pub watch_errors: Family<Kind, Counter>,
+    /// Certificates signed.
+    pub issued: Counter,
+    /// Certificates refused.
+    pub refused: Family<Why, Counter>,
+    /// Expiry of the root.
+    pub root_expiry: Gauge<i64, AtomicI64>,
+    /// Expiry of the operator's own certificate.
+    pub leaf_expiry: Gauge<i64, AtomicI64>,
+    /// 1 on the leader.
+    pub leader: Gauge,
+    /// Writes to the status of resources.
+    pub status_writes: Counter<u64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.000_05, 3.0, 10));
+        let mut all = Self {
+            registry: Registry::with_prefix("weft_operator"),
+            proxies: Gauge::default(),
+            pushes: Counter::default(),
+            acks: Counter::default(),
+            rejections: Counter::default(),
+            streams_refused: Counter::default(),
+            compiled: Counter::default(),
+            compile_seconds: seconds(),
+            push_seconds: seconds(),
+            objects: Family::default(),
+            watch_errors: Family::default(),
+            issued: Counter::default(),
+            refused: Family::default(),
+            root_expiry: Gauge::default(),
+            leaf_expiry: Gauge::default(),
+            leader: Gauge::default(),
+            status_writes: Counter::default(),
+        };
+        let r = &mut all.registry;
+        r.register("proxies", "Proxies with a configuration stream to this replica", all.proxies.clone());
+        r.register("pushes", "Messages pushed to proxies", all.pushes.clone());
+        r.register("acks", "Messages that proxies acknowledged", all.acks.clone());
+        r.register(
+            "rejections",
+            "Resources that a proxy rejected, keeping its last good one",
+            all.rejections.clone(),
+        );
+        r.register("streams_refused", "Configuration streams refused", all.streams_refused.clone());
+        r.register(
+            "services_compiled",
+            "Services compiled, each for all proxies that call it",
+            all.compiled.clone(),
+        );
+        r.register_with_unit(
+            "compile",
+            "Time to compile one service",
+            Unit::Seconds,
+            all.compile_seconds.clone(),
+        );
+        r.register_with_unit(
+            "push",
+            "Time from a change in the index until its message is queued for a proxy",
+            Unit::Seconds,
+            all.push_seconds.clone(),
+        );
+        r.register("objects", "Objects in the index", all.objects.clone());
+        r.register(
+            "watch_errors",
+            "Watches of the API server that failed and were begun again",
+            all.watch_errors.clone(),
+        );
+        r.register("certificates_issued", "Certificates signed for workloads", all.issued.clone());
+        r.register("certificates_refused", "Requests for certificates refused", all.refused.clone());
+        r.register_with_unit(
+            "root_expiry_timestamp",
+            "When the root certificate expires",
+            Unit::Seconds,
+            all.root_expiry.clone(),
+        );
+        r.register_with_unit(
+            "serving_expiry_timestamp",
+            "When the operator's own certificate expires",
+            Unit::Seconds,
+            all.leaf_expiry.clone(),
+        );
+        r.register("leader", "1 on the replica that leads", all.leader.clone());
+        r.register("status_writes", "Writes to the status of resources", all.status_writes.clone());
+        all
+    }
+}
+
+impl Metrics {
+    /// A refusal.
+    pub fn refuse(&self, reason: Refused) {
+        self.refused.get_or_create(&Why { reason }).inc();
+    }
+
+    /// The text that Prometheus reads (OpenMetrics).
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

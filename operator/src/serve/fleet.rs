@@ -1,0 +1,158 @@
+//! The proxies connected to this replica: what each has in force and holds ejected, and the sums over all of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use weft_api::v1::{AppliedReply, AppliedRow, EjectedRow, Ejection};
+
+use crate::index::Key;
+
+/// Endpoints that one proxy may report as ejected; what is beyond is left out.
+const MAX_EJECTED: usize = 2_000;
+
+/// Streams that one pod may have: its proxy has one, and old ones may linger until they are noticed to be dead.
+const STREAMS_PER_POD: usize = 8;
+
+/// What one proxy reports.
+#[derive(Debug)]
+struct Report {
+    pod: Key,
+    applied: Vec<AppliedRow>,
+    ejected: Vec<Ejection>,
+}
+
+/// All connected proxies.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    reports: Mutex<Reports>,
+}
+
+#[derive(Debug, Default)]
+struct Reports {
+    by_session: HashMap<u64, Report>,
+    by_pod: HashMap<Key, usize>,
+}
+
+/// One connected proxy; it leaves the fleet on drop.
+pub struct Member {
+    fleet: Arc<Fleet>,
+    session: u64,
+}
+
+impl Fleet {
+    /// A proxy has connected; `None` when its pod has too many streams.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, session: u64, pod: Key) -> Option<Member> {
+        let mut reports = self.lock();
+        let streams = reports.by_pod.entry(pod.clone()).or_default();
+        if *streams == STREAMS_PER_POD {
+            return None;
+        }
+        *streams += 1;
+        reports.by_session.insert(session, Report { pod, applied: Vec::new(), ejected: Vec::new() });
+        drop(reports);
+        Some(Member { fleet: Arc::clone(self), session })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sums over all proxies of this replica.
+    #[must_use]
+    pub fn sum(&self) -> AppliedReply {
+        let reports = self.lock();
+        let mut applied: BTreeMap<_, AppliedRow> = BTreeMap::new();
+        let mut ejected: BTreeMap<_, EjectedRow> = BTreeMap::new();
+        for report in reports.by_session.values() {
+            for row in &report.applied {
+                add_applied(&mut applied, row);
+            }
+            for one in &report.ejected {
+                let row = ejected.entry((one.service.as_str(), one.endpoint.as_str())).or_insert_with(|| {
+                    EjectedRow {
+                        service: one.service.clone(),
+                        endpoint: one.endpoint.clone(),
+                        cause: one.cause.clone(),
+                        proxies: 0,
+                    }
+                });
+                row.proxies += 1;
+            }
+        }
+        AppliedReply {
+            proxies: u32::try_from(reports.by_session.len()).unwrap_or(u32::MAX),
+            rows: applied.into_values().collect(),
+            ejected: ejected.into_values().collect(),
+        }
+    }
+}
+
+type SourceKey = (String, String, String, i64);
+
+fn add_applied(sums: &mut BTreeMap<SourceKey, AppliedRow>, row: &AppliedRow) {
+    let Some(source) = &row.source else { return };
+    let key = (source.kind.clone(), source.namespace.clone(), source.name.clone(), source.generation);
+    let sum = sums
+        .entry(key)
+        .or_insert_with(|| AppliedRow { source: Some(source.clone()), ..AppliedRow::default() });
+    sum.applied = sum.applied.saturating_add(row.applied);
+    sum.total = sum.total.saturating_add(row.total);
+    if !row.rejection.is_empty() {
+        sum.rejection.clone_from(&row.rejection);
+    }
+}
+
+/// The sums over several replicas.
+#[must_use]
+pub fn merge(replies: impl IntoIterator<Item = AppliedReply>) -> AppliedReply {
+    let mut applied: BTreeMap<SourceKey, AppliedRow> = BTreeMap::new();
+    let mut ejected: BTreeMap<(String, String), EjectedRow> = BTreeMap::new();
+    let mut proxies = 0u32;
+    for reply in replies {
+        proxies = proxies.saturating_add(reply.proxies);
+        reply.rows.iter().for_each(|row| add_applied(&mut applied, row));
+        for row in reply.ejected {
+            match ejected.get_mut(&(row.service.clone(), row.endpoint.clone())) {
+                Some(sum) => sum.proxies = sum.proxies.saturating_add(row.proxies),
+                None => {
+                    ejected.insert((row.service.clone(), row.endpoint.clone()), row);
+                }
+            }
+        }
+    }
+    AppliedReply { proxies, rows: applied.into_values().collect(), ejected: ejected.into_values().collect() }
+}
+
+impl Member {
+    /// What it has in force.
+    pub fn applied(&self, rows: Vec<AppliedRow>) {
+        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session) {
+            report.applied = rows;
+        }
+    }
+
+    /// What it holds ejected.
+    pub fn ejected(&self, mut ejected: Vec<Ejection>) {
+        ejected.truncate(MAX_EJECTED);
+        for one in &mut ejected {
+            one.cause = one.cause.chars().take(200).collect();
+        }
+        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session) {
+            report.ejected = ejected;
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut reports = self.fleet.lock();
+        let Some(report) = reports.by_session.remove(&self.session) else { return };
+        if let Some(streams) = reports.by_pod.get_mut(&report.pod) {
+            *streams -= 1;
+            if *streams == 0 {
+                reports.by_pod.remove(&report.pod);
+            }
+        }
+    }
+}

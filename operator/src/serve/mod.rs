@@ -1,0 +1,88 @@
+//! The gRPC port: signing, configuration, and what replicas tell each other. TLS 1.3 with a certificate that renews while
+//! it serves; a client's certificate is optional here and demanded by the services that need one.
+
+mod accept;
+pub mod fleet;
+pub mod peer;
+mod peers;
+pub mod review;
+mod session;
+mod sign;
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use weft_api::v1::config_server::ConfigServer;
+use weft_api::v1::identity_server::IdentityServer;
+use weft_api::v1::peers_server::PeersServer;
+
+pub use session::{MAX_ADDRESSES, Refusal, Session};
+
+use crate::ca::Authority;
+use crate::ca::serving::Serving;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use fleet::Fleet;
+use review::Reviewer;
+
+/// A client that does not answer a ping in time is gone.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest message from a proxy: a subscription to [`MAX_ADDRESSES`] fits.
+const MAX_MESSAGE: usize = 2 << 20;
+/// Requests that one connection may have open.
+const MAX_STREAMS: u32 = 32;
+
+/// What the services share.
+pub struct Shared {
+    /// The index.
+    pub store: Arc<Store>,
+    /// The connected proxies.
+    pub fleet: Arc<Fleet>,
+    /// Signs.
+    pub authority: Arc<Authority>,
+    /// The operator's own certificate.
+    pub serving: Arc<Serving>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Weft's own namespace.
+    pub namespace: String,
+    /// Ends all streams.
+    pub stop: CancellationToken,
+    /// Owns the streams.
+    pub tasks: TaskTracker,
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When the HTTP/2 server fails.
+pub async fn run(
+    shared: Arc<Shared>,
+    reviewer: Arc<impl Reviewer>,
+    listener: TcpListener,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = accept::incoming(listener, Arc::clone(&shared));
+    let identity = IdentityServer::new(sign::Signer::new(Arc::clone(&shared), reviewer))
+        .max_decoding_message_size(64 << 10);
+    let config =
+        ConfigServer::new(stream::Streams::new(Arc::clone(&shared))).max_decoding_message_size(MAX_MESSAGE);
+    let peers = PeersServer::new(peers::Replicas::new(Arc::clone(&shared)));
+    Server::builder()
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(16 << 10)
+        .add_service(identity)
+        .add_service(config)
+        .add_service(peers)
+        .serve_with_incoming_shutdown(incoming, shared.stop.clone().cancelled_owned())
+        .await
+}

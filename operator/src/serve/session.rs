@@ -1,0 +1,392 @@
+//! One proxy's subscription: what it was sent, what it acknowledged, what it has to be sent next. No I/O and no time:
+//! `stream` moves the bytes.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prost::Message;
+use weft_api::v1::{self, AppliedRow, Source, ToProxy};
+
+use crate::compile::{self, Target};
+use crate::index::{Key, ServiceId};
+use crate::store::{Topic, View};
+
+/// Addresses that one stream may hold.
+pub const MAX_ADDRESSES: usize = 10_000;
+/// Messages that may wait for their acknowledgement; what is older counts as never acknowledged.
+const MAX_OUTSTANDING: usize = 1_024;
+/// Longest rejection that is kept, in characters.
+const MAX_REJECTION: usize = 300;
+/// A message is cut into several beyond this size; gRPC clients take 4 MiB.
+const MESSAGE_SIZE: usize = 1 << 20;
+
+/// Why a stream is ended.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// A text that is no address.
+    #[error("`{0}` is not an address of the form ip:port or [ip]:port")]
+    Address(String),
+    /// Too many addresses.
+    #[error("more than {MAX_ADDRESSES} addresses of the mesh on one stream")]
+    TooMany,
+}
+
+struct Held {
+    at: SocketAddr,
+    sent: v1::Address,
+    service: Option<ServiceId>,
+}
+
+/// A resource that was sent and may be rejected by itself.
+struct Sent {
+    version: u64,
+    sources: Vec<Source>,
+    applied: bool,
+    rejection: String,
+}
+
+/// One proxy's subscription.
+pub struct Session {
+    pod: Key,
+    version: u64,
+    workload: Option<v1::Workload>,
+    addresses: HashMap<String, Held>,
+    services: HashMap<ServiceId, (Arc<v1::Service>, usize)>,
+    /// By "workload" or key of the service.
+    sent: HashMap<String, Sent>,
+    outstanding: VecDeque<(u64, Vec<String>)>,
+    topics: HashMap<Topic, usize>,
+    joined: Vec<Topic>,
+    left: Vec<Topic>,
+}
+
+const WORKLOAD: &str = "workload";
+
+impl Session {
+    /// For a pod.
+    #[must_use]
+    pub fn new(pod: Key) -> Self {
+        let mut session = Self {
+            pod: pod.clone(),
+            version: 0,
+            workload: None,
+            addresses: HashMap::new(),
+            services: HashMap::new(),
+            sent: HashMap::new(),
+            outstanding: VecDeque::new(),
+            topics: HashMap::new(),
+            joined: Vec::new(),
+            left: Vec::new(),
+        };
+        session.join(Topic::Pod(pod));
+        session
+    }
+
+    /// Topics that were joined and left since the last call. Whoever registers the joined ones has to
+    /// [`Session::refresh`] them once more: they may have changed in between.
+    #[must_use]
+    pub fn topics(&mut self) -> (Vec<Topic>, Vec<Topic>) {
+        let still = |topics: &HashMap<Topic, usize>, topic: &Topic| topics.contains_key(topic);
+        let mut joined = std::mem::take(&mut self.joined);
+        joined.retain(|topic| still(&self.topics, topic));
+        let mut left = std::mem::take(&mut self.left);
+        left.retain(|topic| !still(&self.topics, topic));
+        (joined, left)
+    }
+
+    /// Whose subscription it is.
+    #[must_use]
+    pub const fn pod(&self) -> &Key {
+        &self.pod
+    }
+
+    /// A message with the whole trust bundle.
+    pub fn roots(&mut self, roots_der: Vec<bytes::Bytes>) -> ToProxy {
+        self.version += 1;
+        let message = ToProxy { version: self.version, roots_der, ..ToProxy::default() };
+        self.note_sent(&message);
+        message
+    }
+
+    /// Every topic that is joined.
+    pub fn all_topics(&self) -> impl Iterator<Item = &Topic> {
+        self.topics.keys()
+    }
+
+    /// How many addresses are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// No address is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
+    /// Adds and drops addresses. Every added one is answered, also one that is held already.
+    ///
+    /// # Errors
+    /// When the stream has to be ended.
+    pub fn subscribe(&mut self, view: &View<'_>, subscribe: &v1::Subscribe) -> Result<Vec<ToProxy>, Refusal> {
+        let mut update = Update::default();
+        for text in &subscribe.drop {
+            if let Some(held) = self.addresses.remove(text) {
+                self.part(Topic::Ip(held.at.ip().to_canonical()));
+                self.release(held.service, &mut update);
+            }
+        }
+        for text in &subscribe.add {
+            let at: SocketAddr =
+                text.parse().map_err(|_| Refusal::Address(text.chars().take(80).collect()))?;
+            if !self.addresses.contains_key(text) && self.addresses.len() >= MAX_ADDRESSES {
+                // Whatever is not of the mesh is answered, and will never change here; it is not kept.
+                if compile::target(view.index, at) != Target::External {
+                    return Err(Refusal::TooMany);
+                }
+                update.addresses.push(compile::address(view.index, text, at));
+                continue;
+            }
+            if !self.addresses.contains_key(text) {
+                self.join(Topic::Ip(at.ip().to_canonical()));
+            }
+            self.look_up(view, text, at, true, &mut update);
+        }
+        Ok(self.finish(update))
+    }
+
+    /// Looks at topics that may have changed.
+    pub fn refresh(&mut self, view: &View<'_>, topics: &HashSet<Topic>) -> Vec<ToProxy> {
+        let mut update = Update::default();
+        if topics.contains(&Topic::Pod(self.pod.clone())) {
+            self.refresh_workload(view, &mut update);
+        }
+        let affected: Vec<(String, SocketAddr)> = self
+            .addresses
+            .iter()
+            .filter(|(_, held)| {
+                let by_service = held.service.as_ref().is_some_and(|id| topics.contains(&topic_of(id)));
+                by_service || topics.contains(&Topic::Ip(held.at.ip().to_canonical()))
+            })
+            .map(|(text, held)| (text.clone(), held.at))
+            .collect();
+        for (text, at) in affected {
+            self.look_up(view, &text, at, false, &mut update);
+        }
+        self.finish(update)
+    }
+
+    fn refresh_workload(&mut self, view: &View<'_>, update: &mut Update) {
+        // A pod that is gone from the index keeps its last configuration: its proxy is still draining.
+        let Some(pod) = view.index.pod(&self.pod) else { return };
+        let workload = compile::workload(view.index, pod);
+        if self.workload.as_ref() != Some(&workload) {
+            self.workload = Some(workload.clone());
+            update.workload = Some(workload);
+        }
+    }
+
+    fn look_up(&mut self, view: &View<'_>, text: &str, at: SocketAddr, always: bool, update: &mut Update) {
+        let mut target = compile::target(view.index, at);
+        let mut service = match &target {
+            Target::Service(id) | Target::Pinned(id, _) => view.service(id).map(|s| (id.clone(), s)),
+            Target::External => None,
+        };
+        if service.is_none() {
+            target = Target::External;
+        }
+        let before = self.addresses.get(text).and_then(|held| held.service.clone());
+        if service.is_none() && !always && matches!(before, Some(ServiceId::Service(..))) && nobodys(view, at)
+        {
+            // Its Service was deleted. What the proxy has stays in force: told "external", it would send plaintext for as
+            // long as the node still routes the address.
+            return;
+        }
+        if let Some((id, compiled)) = service.take() {
+            self.hold(&id, compiled, before.as_ref() == Some(&id), update);
+        }
+        let address = compile::wire(text, &target);
+        let id = match target {
+            Target::Service(id) | Target::Pinned(id, _) => Some(id),
+            Target::External => None,
+        };
+        if before != id {
+            self.release(before, update);
+        }
+        let changed = self.addresses.get(text).is_none_or(|held| held.sent != address);
+        if changed || always {
+            update.addresses.push(address.clone());
+        }
+        self.addresses.insert(text.to_owned(), Held { at, sent: address, service: id });
+    }
+
+    /// Notes that an address leads to the service, and sends it if it is new or other than before.
+    fn hold(&mut self, id: &ServiceId, compiled: Arc<v1::Service>, held: bool, update: &mut Update) {
+        if let Some((known, count)) = self.services.get_mut(id) {
+            *count += usize::from(!held);
+            if Arc::ptr_eq(known, &compiled) || **known == *compiled {
+                return;
+            }
+            *known = Arc::clone(&compiled);
+        } else {
+            self.services.insert(id.clone(), (Arc::clone(&compiled), 1));
+            self.join(topic_of(id));
+        }
+        update.removed.remove(&compiled.key);
+        update.services.insert(compiled.key.clone(), compiled);
+    }
+
+    fn release(&mut self, id: Option<ServiceId>, update: &mut Update) {
+        let Some(id) = id else { return };
+        let Some((service, count)) = self.services.get_mut(&id) else { return };
+        *count -= 1;
+        if *count == 0 {
+            let key = service.key.clone();
+            update.services.remove(&key);
+            self.sent.remove(&key);
+            update.removed.insert(key);
+            self.services.remove(&id);
+            self.part(topic_of(&id));
+        }
+    }
+
+    fn join(&mut self, topic: Topic) {
+        let count = self.topics.entry(topic.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.joined.push(topic);
+        }
+    }
+
+    fn part(&mut self, topic: Topic) {
+        if let Some(count) = self.topics.get_mut(&topic) {
+            *count -= 1;
+            if *count == 0 {
+                self.topics.remove(&topic);
+                self.left.push(topic);
+            }
+        }
+    }
+
+    /// Numbers the messages: services first, so that no address comes before what it names.
+    fn finish(&mut self, update: Update) -> Vec<ToProxy> {
+        let mut messages: Vec<ToProxy> = Vec::new();
+        let mut message = ToProxy { workload: update.workload, ..ToProxy::default() };
+        let mut size = 0;
+        for service in update.services.into_values() {
+            let length = service.encoded_len();
+            if size > 0 && size + length > MESSAGE_SIZE {
+                messages.push(std::mem::take(&mut message));
+                size = 0;
+            }
+            size += length;
+            message.services.push(Arc::unwrap_or_clone(service));
+        }
+        for address in update.addresses {
+            let length = address.encoded_len();
+            if size > 0 && size + length > MESSAGE_SIZE {
+                messages.push(std::mem::take(&mut message));
+                size = 0;
+            }
+            size += length;
+            message.addresses.push(address);
+        }
+        message.removed_services = update.removed.into_iter().collect();
+        messages.push(message);
+        messages.retain(|m| *m != ToProxy::default());
+        for message in &mut messages {
+            self.version += 1;
+            message.version = self.version;
+            self.note_sent(message);
+        }
+        messages
+    }
+
+    fn note_sent(&mut self, message: &ToProxy) {
+        let workload = message.workload.iter().map(|w| (WORKLOAD.to_owned(), &w.sources));
+        let services = message.services.iter().map(|s| (s.key.clone(), &s.sources));
+        let mut resources = Vec::new();
+        for (resource, sources) in workload.chain(services) {
+            let sources = sources.clone();
+            // Other endpoints under the same policies: what was in force still is.
+            let applied = self.sent.get(&resource).is_some_and(|s| s.applied && s.sources == sources);
+            let sent = Sent { version: message.version, sources, applied, rejection: String::new() };
+            self.sent.insert(resource.clone(), sent);
+            resources.push(resource);
+        }
+        if self.outstanding.len() == MAX_OUTSTANDING {
+            self.outstanding.pop_front();
+        }
+        self.outstanding.push_back((message.version, resources));
+    }
+
+    /// Takes an acknowledgement of a message, and of all before it: a proxy may apply several as one, and say what it
+    /// rejected of them together. Says how many resources were rejected.
+    pub fn acknowledge(&mut self, ack: &v1::Ack) -> usize {
+        let mut rejected = 0;
+        while let Some((version, resources)) = self.outstanding.pop_front_if(|(v, _)| *v <= ack.version) {
+            for resource in resources {
+                let Some(sent) = self.sent.get_mut(&resource).filter(|s| s.version == version) else {
+                    continue;
+                };
+                let rejection = ack.rejections.iter().find(|r| r.resource == resource);
+                match rejection {
+                    Some(rejection) => {
+                        rejected += 1;
+                        sent.rejection = rejection.message.chars().take(MAX_REJECTION).collect();
+                        sent.applied = false;
+                    }
+                    None => sent.applied = true,
+                }
+            }
+        }
+        rejected
+    }
+
+    /// For every resource of Kubernetes that this proxy needs, whether it has it in force.
+    #[must_use]
+    pub fn report(&self) -> Vec<AppliedRow> {
+        let mut rows: BTreeMap<(&str, &str, &str, i64), AppliedRow> = BTreeMap::new();
+        for sent in self.sent.values() {
+            for source in &sent.sources {
+                let key = (&*source.kind, &*source.namespace, &*source.name, source.generation);
+                let row = rows.entry(key).or_insert_with(|| AppliedRow {
+                    source: Some(source.clone()),
+                    applied: 1,
+                    total: 1,
+                    rejection: String::new(),
+                });
+                if !sent.applied {
+                    row.applied = 0;
+                }
+                if !sent.rejection.is_empty() {
+                    row.rejection.clone_from(&sent.rejection);
+                }
+            }
+        }
+        rows.into_values().collect()
+    }
+}
+
+#[derive(Default)]
+struct Update {
+    workload: Option<v1::Workload>,
+    services: BTreeMap<String, Arc<v1::Service>>,
+    addresses: Vec<v1::Address>,
+    removed: std::collections::BTreeSet<String>,
+}
+
+/// Whether no Service and no pod has the address.
+fn nobodys(view: &View<'_>, at: SocketAddr) -> bool {
+    let ip = at.ip().to_canonical();
+    view.index.services_at(ip).next().is_none() && view.index.pods_at(ip).next().is_none()
+}
+
+fn topic_of(id: &ServiceId) -> Topic {
+    match id {
+        ServiceId::Service(key, _) => Topic::Service(key.clone()),
+        ServiceId::Pod(key, _) => Topic::Pod(key.clone()),
+    }
+}

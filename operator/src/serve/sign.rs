@@ -1,0 +1,149 @@
+//! `Identity.Sign`: a certificate for whoever holds the token of a living pod. Checks token, pod, request; in this order,
+//! each refusal with a sentence for the caller, a line in the log, and a count.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+use weft_api::v1::identity_server::Identity as Service;
+use weft_api::v1::{SignRequest, SignResponse};
+use weft_api::{Identity, names};
+
+use super::Shared;
+use super::review::{BoundPod, ReviewError, Reviewer};
+use crate::ca::{public_key, serving};
+use crate::metrics::Refused;
+
+/// Requests at a time; each asks the API server once or twice.
+const AT_A_TIME: usize = 64;
+/// How long a request waits for its turn.
+const QUEUE: Duration = Duration::from_secs(5);
+/// How long the API server may take.
+const REVIEW: Duration = Duration::from_secs(10);
+/// Tokens are 1 to 2 KiB.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// The service.
+pub struct Signer<R> {
+    shared: Arc<Shared>,
+    reviewer: Arc<R>,
+    turns: Semaphore,
+}
+
+type Refusal = (Refused, Status);
+
+impl<R: Reviewer> Signer<R> {
+    pub fn new(shared: Arc<Shared>, reviewer: Arc<R>) -> Self {
+        Self { shared, reviewer, turns: Semaphore::new(AT_A_TIME) }
+    }
+
+    async fn decide(&self, request: SignRequest) -> Result<(SignResponse, BoundPod), Refusal> {
+        let _turn = timeout(QUEUE, self.turns.acquire()).await.map_err(|_| {
+            (
+                Refused::Busy,
+                Status::resource_exhausted("too many certificates are asked for at once; try again"),
+            )
+        })?;
+        if request.token.is_empty() || request.token.len() > MAX_TOKEN {
+            return Err((Refused::Token, Status::unauthenticated("the token is missing or too long")));
+        }
+        // The cheap check first, so that nobody makes us ask the API server with rubbish.
+        let key = public_key(&request.csr_der)
+            .map_err(|e| (Refused::Request, Status::invalid_argument(e.to_string())))?;
+        let pod = self.in_time(self.reviewer.review(&request.token)).await?;
+        self.check_pod(&pod).await?;
+
+        let identity = Identity {
+            trust_domain: self.shared.serving.identity().trust_domain.clone(),
+            namespace: pod.key.namespace.clone(),
+            service_account: pod.service_account.clone(),
+        };
+        let dns_names = self.dns_names(&pod);
+        let issued = self.shared.authority.issue(&key, &identity, &dns_names).map_err(|error| {
+            tracing::error!(error = %error, pod = %pod.key, "cannot sign");
+            (Refused::Unavailable, Status::unavailable(error.to_string()))
+        })?;
+        let not_after = issued.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let response = SignResponse {
+            chain_der: issued.chain.iter().map(|c| c.to_vec().into()).collect(),
+            roots_der: vec![self.shared.authority.root().der.to_vec().into()],
+            not_after_unix_s: i64::try_from(not_after).unwrap_or(i64::MAX),
+            identity: identity.to_string(),
+        };
+        Ok((response, pod))
+    }
+
+    async fn in_time<T>(&self, asked: impl Future<Output = Result<T, ReviewError>>) -> Result<T, Refusal> {
+        let unavailable = || {
+            (
+                Refused::Unavailable,
+                Status::unavailable("the API server cannot be asked about the token; try again"),
+            )
+        };
+        match timeout(REVIEW, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ReviewError::Api(error))) => {
+                tracing::error!(error = %error, "cannot ask the API server about a token or pod");
+                Err(unavailable())
+            }
+            Ok(Err(error)) => Err((Refused::Token, Status::unauthenticated(error.to_string()))),
+            Err(_) => Err(unavailable()),
+        }
+    }
+
+    /// The pod must exist, with the uid and ServiceAccount of the token. One that is not in the index yet is asked for.
+    async fn check_pod(&self, bound: &BoundPod) -> Result<(), Refusal> {
+        let known = self.shared.store.view(|view| {
+            let pod = view.index.pod(&bound.key)?;
+            Some(BoundPod {
+                key: pod.key.clone(),
+                uid: pod.uid.clone(),
+                service_account: pod.service_account.clone(),
+            })
+        });
+        if known.as_ref() == Some(bound) {
+            return Ok(());
+        }
+        let live = self.in_time(self.reviewer.pod(&bound.key)).await?;
+        let refuse = |why: &str| {
+            Err((Refused::Pod, Status::permission_denied(format!("pod {} of the token {why}", bound.key))))
+        };
+        match live {
+            None => refuse("does not exist"),
+            Some(pod) if pod.uid != bound.uid => refuse("has another uid: it was replaced"),
+            Some(pod) if pod.service_account != bound.service_account => refuse("has another ServiceAccount"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn dns_names(&self, pod: &BoundPod) -> Vec<String> {
+        let own = pod.key.namespace == self.shared.namespace;
+        let account = pod.service_account.as_str();
+        if own && matches!(account, names::OPERATOR | names::WEBHOOK) {
+            serving::dns_names(account, &self.shared.namespace)
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl<R: Reviewer> Service for Signer<R> {
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let from = request.remote_addr().map(|a| a.to_string()).unwrap_or_default();
+        match self.decide(request.into_inner()).await {
+            Ok((response, pod)) => {
+                self.shared.metrics.issued.inc();
+                tracing::info!(pod = %pod.key, identity = response.identity, from, "signed a certificate");
+                Ok(Response::new(response))
+            }
+            Err((reason, status)) => {
+                self.shared.metrics.refuse(reason);
+                tracing::warn!(from, why = status.message(), code = ?status.code(), "refused a certificate");
+                Err(status)
+            }
+        }
+    }
+}

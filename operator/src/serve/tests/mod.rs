@@ -1,0 +1,166 @@
+//! The gRPC port over real sockets: a tonic client with its own TLS, against the server with a hand-fed index. Only the
+//! API server's answers about tokens are made up.
+
+mod replicas;
+mod scale;
+mod session;
+mod sign;
+mod stream;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::{Channel, Endpoint};
+use weft_api::Identity;
+
+use super::fleet::Fleet;
+use super::review::{BoundPod, ReviewError, Reviewer};
+use super::{Shared, run};
+use crate::ca::serving::Serving;
+use crate::ca::{Authority, Root};
+use crate::index::testing::{OWN, Object, index};
+use crate::index::{Change, Key};
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Knows these tokens, and these pods.
+#[derive(Default)]
+struct Answers {
+    tokens: Mutex<HashMap<String, BoundPod>>,
+    pods: Mutex<HashMap<Key, BoundPod>>,
+}
+
+impl Reviewer for Answers {
+    async fn review(&self, token: &str) -> Result<BoundPod, ReviewError> {
+        let known = self.tokens.lock().unwrap().get(token).cloned();
+        known.ok_or_else(|| ReviewError::Invalid("unknown token".into()))
+    }
+    async fn pod(&self, key: &Key) -> Result<Option<BoundPod>, ReviewError> {
+        Ok(self.pods.lock().unwrap().get(key).cloned())
+    }
+}
+
+/// A running server.
+struct Operator {
+    shared: Arc<Shared>,
+    answers: Arc<Answers>,
+    at: SocketAddr,
+}
+
+impl Operator {
+    async fn start(objects: Vec<Object>) -> Self {
+        let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), root, objects).await
+    }
+
+    async fn start_at(at: SocketAddr, root: Root, objects: Vec<Object>) -> Self {
+        let domain: weft_api::TrustDomain = "cluster.local".parse().unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let authority = Arc::new(Authority::new(root, Duration::from_secs(3600)));
+        let serving = Serving::new(Arc::clone(&authority), domain, OWN).unwrap();
+        let shared = Arc::new(Shared {
+            store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
+            fleet: Arc::new(Fleet::default()),
+            authority,
+            serving: Arc::new(serving),
+            metrics,
+            namespace: OWN.into(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let listener = TcpListener::bind(at).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let answers = Arc::new(Answers::default());
+        tokio::spawn(run(Arc::clone(&shared), Arc::clone(&answers), listener));
+        let operator = Self { shared, answers, at };
+        for object in objects {
+            operator.apply(object);
+        }
+        operator
+    }
+
+    fn apply(&self, object: Object) {
+        let store = &self.shared.store;
+        match object {
+            Object::Namespace(o) => store.apply(Change::Apply(o)),
+            Object::Service(o) => store.apply(Change::Apply(o)),
+            Object::Slice(o) => store.apply(Change::Apply(o)),
+            Object::Pod(o) => store.apply(Change::Apply(o)),
+            Object::MeshService(o) => store.apply(Change::Apply(o)),
+            Object::Policy(o) => store.apply(Change::Apply(o)),
+            Object::Authentication(o) => store.apply(Change::Apply(o)),
+        }
+    }
+
+    fn client(&self, identity: Option<(Vec<CertificateDer<'static>>, KeyPair)>) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.shared.authority.root().der.clone()).unwrap();
+        let builder =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots);
+        let mut config = match identity {
+            Some((chain, key)) => {
+                let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+
+    /// A certificate of this authority for a workload.
+    fn certificate(&self, identity: &str) -> (Vec<CertificateDer<'static>>, KeyPair) {
+        certificate_of(&self.shared.authority, identity)
+    }
+
+    /// Without a certificate.
+    async fn anonymous(&self) -> Channel {
+        connect(self.at, self.client(None)).await.unwrap()
+    }
+
+    /// With a workload's certificate.
+    async fn connect_as(&self, identity: &str) -> Channel {
+        connect(self.at, self.client(Some(self.certificate(identity)))).await.unwrap()
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+fn certificate_of(authority: &Authority, identity: &str) -> (Vec<CertificateDer<'static>>, KeyPair) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    let public = crate::ca::public_key(request.der()).unwrap();
+    let identity: Identity = identity.parse().unwrap();
+    (authority.issue(&public, &identity, &[]).unwrap().chain, key)
+}
+
+async fn connect(at: SocketAddr, config: ClientConfig) -> Result<Channel, tonic::transport::Error> {
+    let config = Arc::new(config);
+    Endpoint::from_static("http://weft-operator")
+        .connect_with_connector(tower::service_fn(move |_: http::Uri| {
+            let tls = TlsConnector::from(Arc::clone(&config));
+            async move {
+                let tcp = TcpStream::connect(at).await?;
+                let name = ServerName::try_from("weft-operator.weft-system.svc.cluster.local").unwrap();
+                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
+            }
+        }))
+        .await
+}

@@ -1,0 +1,68 @@
+//! The leader's sums over two replicas, each on an address of its own.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+
+use super::Operator;
+use super::stream::{canary, front, shop, until};
+use crate::ca::Root;
+use crate::index::testing::{OWN, Object, pod_of};
+use crate::leader::replicas::Replicas;
+use crate::settings::Settings;
+
+fn operator_pod(name: &str, ip: &str) -> Object {
+    let labels = json!({ "app": "weft-operator", "app.kubernetes.io/name": "weft-operator" });
+    pod_of(&format!("{OWN}/{name}"), labels, ip, false, json!({}))
+}
+
+#[tokio::test]
+async fn the_leader_adds_up_what_all_ready_replicas_say() {
+    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let same = || Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
+    let with_pods = || {
+        let mut objects = shop();
+        objects.extend([canary(3, 1), operator_pod("op-1", "127.0.0.1"), operator_pod("op-2", "127.0.0.2")]);
+        objects
+    };
+    let one = Operator::start_at("127.0.0.1:0".parse().unwrap(), same(), with_pods()).await;
+    let port = one.at.port();
+    let second = SocketAddr::new("127.0.0.2".parse().unwrap(), port);
+    let two = Operator::start_at(second, same(), with_pods()).await;
+
+    let mut proxies = Vec::new();
+    for operator in [&one, &two, &two] {
+        let mut proxy = front(operator).await;
+        proxy.next().await.unwrap();
+        proxy.subscribe(&["10.96.0.1:80"], &[]).await;
+        let version = proxy.next().await.unwrap().version;
+        proxy.ack(version).await;
+        proxies.push(proxy);
+    }
+    let applied = |o: &Operator| o.shared.fleet.sum().rows.iter().map(|r| r.applied).sum::<u32>();
+    until(|| applied(&one) + applied(&two) == 3).await;
+
+    let settings = Settings {
+        namespace: OWN.into(),
+        pod_name: "op-1".into(),
+        pod_ip: Some("127.0.0.1".parse().unwrap()),
+        trust_domain: "cluster.local".parse().unwrap(),
+        leaf_lifetime: std::time::Duration::from_secs(3600),
+        grpc_port: port,
+        metrics_port: 0,
+    };
+    let mut replicas = Replicas::default();
+    let sum = replicas.applied(&one.shared, &settings).await;
+    assert_eq!((sum.proxies, sum.rows[0].applied, sum.rows[0].total), (3, 3, 3));
+
+    // One that does not answer counts with its last answer while it is ready, and not at all when it has gone.
+    two.shared.stop.cancel();
+    until(|| two.shared.fleet.sum().proxies == 0).await;
+    let sum = replicas.applied(&one.shared, &settings).await;
+    assert_eq!(sum.proxies, 3);
+    one.shared
+        .store
+        .apply(crate::index::Change::<crate::index::Pod>::Delete(crate::index::Key::new(OWN, "op-2")));
+    let sum = replicas.applied(&one.shared, &settings).await;
+    assert_eq!((sum.proxies, sum.rows[0].total), (1, 1));
+}

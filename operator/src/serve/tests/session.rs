@@ -1,0 +1,149 @@
+//! One subscription without a socket: its bounds, and the order of what it sends.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use weft_api::v1::{Ack, Subscribe, ToProxy, address::Target};
+
+use crate::index::testing::*;
+use crate::index::{Change, Key};
+use crate::metrics::Metrics;
+use crate::serve::{MAX_ADDRESSES, Refusal, Session};
+use crate::store::{Store, Topic};
+
+fn store(objects: Vec<Object>) -> Store {
+    Store::new(index_of(objects), Arc::new(Metrics::default()))
+}
+
+fn add(texts: impl IntoIterator<Item = String>) -> Subscribe {
+    Subscribe { add: texts.into_iter().collect(), drop: Vec::new() }
+}
+
+fn subscribe(store: &Store, session: &mut Session, subscribe: &Subscribe) -> Result<Vec<ToProxy>, Refusal> {
+    store.view(|view| session.subscribe(view, subscribe))
+}
+
+#[test]
+fn beyond_the_bound_only_what_is_not_of_the_mesh_is_answered() {
+    let store = store(vec![service("shop/back", "10.96.0.1", &[("http", 80, 80)])]);
+    let mut session = Session::new(Key::new("shop", "p"));
+    let outside = (0..MAX_ADDRESSES).map(|i| format!("192.0.{}.{}:443", i / 250, i % 250 + 1));
+    subscribe(&store, &mut session, &add(outside)).unwrap();
+    assert_eq!(session.len(), MAX_ADDRESSES);
+    let answer = subscribe(&store, &mut session, &add(["198.51.100.1:1".into()])).unwrap();
+    assert!(matches!(answer[0].addresses[0].target, Some(Target::External(_))));
+    assert_eq!(session.len(), MAX_ADDRESSES);
+    assert_eq!(subscribe(&store, &mut session, &add(["10.96.0.1:80".into()])), Err(Refusal::TooMany));
+}
+
+#[test]
+fn a_large_answer_is_cut_into_messages_with_services_before_their_addresses() {
+    let pods: Vec<String> = (0..4_000).map(|i| format!("10.1.{}.{}", i / 250, i % 250 + 1)).collect();
+    let endpoints: Vec<(&str, &str, bool)> = pods.iter().map(|ip| (ip.as_str(), "", true)).collect();
+    let mut objects = Vec::new();
+    for i in 0..40 {
+        let key = format!("shop/s{i}");
+        objects.push(service(&key, &format!("10.96.0.{i}"), &[("http", 80, 8080)]));
+        objects.push(slice(&key, &[("http", 8080)], &endpoints));
+    }
+    let store = store(objects);
+    let mut session = Session::new(Key::new("shop", "p"));
+    let messages = subscribe(&store, &mut session, &add((0..40).map(|i| format!("10.96.0.{i}:80")))).unwrap();
+    assert!(messages.len() > 1);
+    let mut known = HashSet::new();
+    let mut version = 0;
+    for message in messages {
+        assert!(prost::Message::encoded_len(&message) < 2 << 20);
+        assert!(message.version > version);
+        version = message.version;
+        known.extend(message.services.into_iter().map(|s| s.key));
+        for address in message.addresses {
+            let Some(Target::Service(key)) = address.target else { panic!("{address:?}") };
+            assert!(known.contains(&key));
+        }
+    }
+}
+
+#[test]
+fn new_endpoints_under_the_same_policy_do_not_make_it_pending() {
+    let store =
+        store(vec![service("shop/back", "10.96.0.1", &[("http", 80, 8080)]), super::stream::canary(1, 1)]);
+    let mut session = Session::new(Key::new("shop", "p"));
+    let version = subscribe(&store, &mut session, &add(["10.96.0.1:80".into()])).unwrap()[0].version;
+    session.acknowledge(&Ack { version, rejections: Vec::new() });
+    let Object::Slice(entry) = slice("shop/back", &[("http", 8080)], &[("10.0.0.1", "", true)]) else {
+        unreachable!()
+    };
+    store.apply(Change::Apply(entry));
+    let topics = HashSet::from([Topic::Service(Key::new("shop", "back"))]);
+    let sent = store.view(|view| session.refresh(view, &topics));
+    assert_eq!(sent[0].services.len(), 1);
+    assert_eq!(session.report()[0].applied, 1);
+}
+
+proptest! {
+    /// Whatever is added and dropped, in whatever order: the proxy's picture is that of a fresh subscription.
+    #[test]
+    fn a_subscription_never_drifts(steps in proptest::collection::vec((0usize..6, any::<bool>(), 0u32..4), 1..40)) {
+        let texts = ["10.96.0.1:80", "10.96.0.2:80", "10.0.0.1:8080", "10.0.0.1:9", "10.0.0.2:8080", "192.0.2.1:1"];
+        let base = || vec![
+            service("shop/back", "10.96.0.1", &[("http", 80, 8080)]),
+            service("shop/next", "10.96.0.2", &[("http", 80, 8080)]),
+            slice("shop/back", &[("http", 8080)], &[("10.0.0.1", "b-1", true)]),
+            slice("shop/next", &[("http", 8080)], &[("10.0.0.2", "b-2", true)]),
+            pod("shop/b-1", "back", "10.0.0.1"),
+            pod("shop/b-2", "next", "10.0.0.2"),
+        ];
+        let store = store(base());
+        let mut session = Session::new(Key::new("shop", "b-1"));
+        let mut picture = Picture::default();
+        let mut held: HashSet<&str> = HashSet::new();
+        for (which, adds, event) in steps {
+            let text = texts[which];
+            let change = if adds {
+                held.insert(text);
+                Subscribe { add: vec![text.into()], drop: Vec::new() }
+            } else {
+                held.remove(text);
+                Subscribe { add: Vec::new(), drop: vec![text.into()] }
+            };
+            picture.apply(subscribe(&store, &mut session, &change).unwrap());
+            picture.forget(&held);
+            let ready = event % 2 == 0;
+            let Object::Slice(entry) = slice("shop/back", &[("http", 8080)], &[("10.0.0.1", "b-1", ready)]) else { unreachable!() };
+            store.apply(Change::Apply(entry));
+            let topics: HashSet<Topic> = session.all_topics().cloned().collect();
+            picture.apply(store.view(|view| session.refresh(view, &topics)));
+        }
+        let mut fresh = Picture::default();
+        let mut other = Session::new(Key::new("shop", "b-1"));
+        let topics: HashSet<Topic> = other.all_topics().cloned().collect();
+        fresh.apply(store.view(|view| other.refresh(view, &topics)));
+        fresh.apply(subscribe(&store, &mut other, &add(held.iter().map(|t| (*t).to_owned()))).unwrap());
+        prop_assert_eq!(picture, fresh);
+    }
+}
+
+/// What a proxy knows.
+#[derive(Debug, Default, PartialEq)]
+struct Picture {
+    addresses: std::collections::BTreeMap<String, Option<Target>>,
+    services: std::collections::BTreeMap<String, weft_api::v1::Service>,
+}
+
+impl Picture {
+    fn apply(&mut self, messages: Vec<ToProxy>) {
+        for message in messages {
+            self.services.extend(message.services.into_iter().map(|s| (s.key.clone(), s)));
+            self.addresses.extend(message.addresses.into_iter().map(|a| (a.address, a.target)));
+            for key in message.removed_services {
+                self.services.remove(&key);
+            }
+        }
+    }
+
+    fn forget(&mut self, held: &HashSet<&str>) {
+        self.addresses.retain(|text, _| held.contains(text.as_str()));
+    }
+}

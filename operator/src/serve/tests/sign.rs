@@ -1,0 +1,117 @@
+//! Tests of `serve` (sign): no cluster, nothing but what they make themselves.
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls_pki_types::CertificateDer;
+use tonic::{Code, Status};
+use weft_api::v1::identity_client::IdentityClient;
+use weft_api::v1::{SignRequest, SignResponse};
+
+use super::Operator;
+use crate::index::testing::{key_of, pod};
+use crate::metrics::{Refused, Why};
+use crate::serve::peer;
+use crate::serve::review::BoundPod;
+
+fn bound(key: &str, uid: &str, account: &str) -> BoundPod {
+    BoundPod { key: key_of(key), uid: uid.into(), service_account: account.into() }
+}
+
+fn csr() -> Vec<u8> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+}
+
+async fn sign(operator: &Operator, token: &str, csr_der: Vec<u8>) -> Result<SignResponse, Status> {
+    let request = SignRequest { csr_der: csr_der.into(), token: token.into() };
+    IdentityClient::new(operator.anonymous().await).sign(request).await.map(tonic::Response::into_inner)
+}
+
+fn knows(operator: &Operator, token: &str, pod: BoundPod) {
+    operator.answers.tokens.lock().unwrap().insert(token.into(), pod);
+}
+
+fn refusals(operator: &Operator, reason: Refused) -> u64 {
+    operator.shared.metrics.refused.get_or_create(&Why { reason }).get()
+}
+
+#[tokio::test]
+async fn the_holder_of_a_living_pods_token_gets_its_identity_and_nothing_more() {
+    let operator = Operator::start(vec![pod("shop/back-1", "back", "10.0.0.1")]).await;
+    knows(&operator, "good", bound("shop/back-1", "uid-back-1", "back"));
+    let response = sign(&operator, "good", csr()).await.unwrap();
+    assert_eq!(response.identity, "spiffe://cluster.local/ns/shop/sa/back");
+    assert_eq!(response.roots_der, vec![operator.shared.authority.root().der.to_vec()]);
+    let leaf = CertificateDer::from(response.chain_der[0].to_vec());
+    assert_eq!(peer::read(&leaf).unwrap().identity.to_string(), response.identity);
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+    let names = parsed.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names.len(), 1, "no DNS name for an ordinary workload");
+    assert_eq!(operator.shared.metrics.issued.get(), 1);
+}
+
+#[tokio::test]
+async fn only_wefts_own_accounts_get_dns_names() {
+    let operator = Operator::start(vec![
+        pod("weft-system/hook-1", "weft-webhook", "10.0.0.1"),
+        pod("shop/hook-1", "weft-webhook", "10.0.0.2"),
+    ])
+    .await;
+    knows(&operator, "own", bound("weft-system/hook-1", "uid-hook-1", "weft-webhook"));
+    knows(&operator, "foreign", bound("shop/hook-1", "uid-hook-1", "weft-webhook"));
+    let names = async |token| {
+        let response = sign(&operator, token, csr()).await.unwrap();
+        let der = response.chain_der[0].to_vec();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len()
+    };
+    assert_eq!(names("own").await, 5);
+    assert_eq!(names("foreign").await, 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_the_index_does_not_know_yet_is_asked_for() {
+    let operator = Operator::start(Vec::new()).await;
+    let new = bound("shop/new", "u", "front");
+    knows(&operator, "t", new.clone());
+    let refused = sign(&operator, "t", csr()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    operator.answers.pods.lock().unwrap().insert(key_of("shop/new"), new);
+    sign(&operator, "t", csr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_tokens_pods_and_requests_are_refused_with_a_sentence() {
+    let operator = Operator::start(vec![pod("shop/back-1", "back", "10.0.0.1")]).await;
+    knows(&operator, "replaced", bound("shop/back-1", "old-uid", "back"));
+    knows(&operator, "other-account", bound("shop/back-1", "uid-back-1", "admin"));
+    knows(&operator, "good", bound("shop/back-1", "uid-back-1", "back"));
+    let live = bound("shop/back-1", "uid-back-1", "back");
+    operator.answers.pods.lock().unwrap().insert(key_of("shop/back-1"), live);
+
+    let cases: [(&str, Vec<u8>, Code, &str); 6] = [
+        ("stolen", csr(), Code::Unauthenticated, "not valid"),
+        ("", csr(), Code::Unauthenticated, "missing"),
+        ("replaced", csr(), Code::PermissionDenied, "another uid"),
+        ("other-account", csr(), Code::PermissionDenied, "another ServiceAccount"),
+        ("good", b"rubbish".to_vec(), Code::InvalidArgument, "cannot be read"),
+        (
+            "good",
+            {
+                let mut der = csr();
+                let n = der.len() - 3;
+                der[n] ^= 0xff;
+                der
+            },
+            Code::InvalidArgument,
+            "certificate request",
+        ),
+    ];
+    for (token, csr, code, words) in cases {
+        let refused = sign(&operator, token, csr).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{token}: {refused}");
+        assert!(refused.message().contains(words), "{token}: {}", refused.message());
+    }
+    assert_eq!(refusals(&operator, Refused::Token), 2);
+    assert_eq!(refusals(&operator, Refused::Pod), 2);
+    assert_eq!(refusals(&operator, Refused::Request), 2);
+}

@@ -1,0 +1,43 @@
+//! The operator's configuration, read once from flags and environment.
+
+use std::time::Duration;
+
+use clap::Args;
+use weft_api::{TrustDomain, names};
+
+/// Settings of `weft-operator run`.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Weft's own namespace.
+    #[arg(long, env = "WEFT_NAMESPACE", default_value = "weft-system")]
+    pub namespace: String,
+    /// Name of this pod: who holds the Lease.
+    #[arg(long, env = "WEFT_POD_NAME", default_value = "weft-operator")]
+    pub pod_name: String,
+    /// Address of this pod: where the other replicas are not.
+    #[arg(long, env = "WEFT_POD_IP")]
+    pub pod_ip: Option<std::net::IpAddr>,
+    /// Trust domain of all identities.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = names::TRUST_DOMAIN)]
+    pub trust_domain: TrustDomain,
+    /// Lifetime of workload certificates, such as 24h or 90m.
+    #[arg(long, env = "WEFT_LEAF_LIFETIME", default_value = "24h", value_parser = lifetime)]
+    pub leaf_lifetime: Duration,
+    /// Port of the gRPC server.
+    #[arg(long, default_value_t = names::OPERATOR_PORT)]
+    pub grpc_port: u16,
+    /// Port of metrics and health.
+    #[arg(long, default_value_t = names::METRICS_PORT)]
+    pub metrics_port: u16,
+}
+
+/// Proxies renew at two thirds: less than a minute would be renewal without end.
+const SHORTEST: Duration = Duration::from_secs(60);
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let duration = text.parse::<weft_crds::Duration>().map_err(|e| e.to_string())?.0;
+    if duration < SHORTEST {
+        return Err(format!("{text} is shorter than one minute"));
+    }
+    Ok(duration)
+}
