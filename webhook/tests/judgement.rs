@@ -1,0 +1,188 @@
+//! Weft's resources beside what exists: what is refused, what is a warning, what always passes.
+
+// clippy.toml lets tests unwrap; this says that their helper functions are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weft_webhook::judge::{Known, judge};
+use weft_webhook::review::{Answer, Request};
+
+fn resource(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "weft.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+}
+
+fn request(operation: &str, object: &Value, old: &Value) -> Request {
+    let kind = if object.is_null() { old["kind"].clone() } else { object["kind"].clone() };
+    serde_json::from_value(
+        json!({"uid": "u", "kind": {"group": "weft.dev", "version": "v1alpha1", "kind": kind},
+        "namespace": "shop", "operation": operation, "object": object, "oldObject": old}),
+    )
+    .unwrap()
+}
+
+fn created(object: &Value, known: &Known) -> Answer {
+    judge(&request("CREATE", object, &Value::Null), known, "weft-system")
+}
+
+fn mesh(name: &str, service: &str, subsets: &[&str]) -> Value {
+    let subsets: Vec<_> = subsets.iter().map(|s| json!({"name": s, "labels": {"version": s}})).collect();
+    resource("MeshService", name, json!({"target": {"service": service}, "subsets": subsets}))
+}
+
+fn policy(name: &str, service: &str, split: &Value) -> Value {
+    resource(
+        "TrafficPolicy",
+        name,
+        json!({"targetRefs": [{"kind": "Service", "name": service, "port": 80}], "rules": [{"split": split}]}),
+    )
+}
+
+fn auth(name: &str, mode: &str) -> Value {
+    resource("PeerAuthentication", name, json!({"mtls": {"mode": mode}}))
+}
+
+fn shop() -> Known {
+    let typed = |value: Value| serde_json::from_value(value).map(Arc::new).unwrap();
+    Known {
+        mesh_services: vec![typed(mesh("back", "back", &["v1", "v2"]))],
+        traffic_policies: vec![
+            serde_json::from_value(policy("split", "back", &json!([{"subset": "v1", "weight": 1}])))
+                .map(Arc::new)
+                .unwrap(),
+        ],
+        peer_authentications: vec![serde_json::from_value(auth("default", "Strict")).map(Arc::new).unwrap()],
+        services: BTreeMap::from([("back".into(), vec![80, 9090]), ("front".into(), vec![80])]),
+    }
+}
+
+fn refusal(answer: &Answer) -> &str {
+    answer.refusal.as_ref().map(|(_, sentence)| sentence.as_str()).unwrap_or_default()
+}
+
+#[test]
+fn good_resources_pass_in_silence() {
+    for good in [mesh("front", "front", &["v1"]), policy("front", "front", &json!([]))] {
+        assert_eq!(created(&good, &shop()), Answer::allow(vec![]), "{good}");
+    }
+}
+
+#[test]
+fn a_second_mesh_service_for_a_service_is_refused() {
+    let answer = created(&mesh("other", "back", &[]), &shop());
+    assert_eq!(
+        refusal(&answer),
+        "spec.target.service: Service back is already described by MeshService back: change that one"
+    );
+}
+
+#[test]
+fn a_second_policy_for_a_port_is_refused() {
+    let answer = created(&policy("other", "back", &json!([])), &shop());
+    assert!(
+        refusal(&answer).starts_with(
+            "spec.targetRefs[0]: port 80 of Service back is already governed by TrafficPolicy split"
+        ),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_second_peer_authentication_for_a_namespace_is_refused() {
+    assert!(
+        refusal(&created(&auth("other", "Permissive"), &shop()))
+            .contains("PeerAuthentication shop/default already governs all of namespace shop")
+    );
+}
+
+#[test]
+fn an_unknown_subset_is_refused_with_what_to_create_first() {
+    let unknown = resource(
+        "TrafficPolicy",
+        "p",
+        json!({"targetRefs": [{"kind": "Service", "name": "back", "port": 9090}],
+        "rules": [{"split": [{"subset": "v9", "weight": 1}]}]}),
+    );
+    let answer = created(&unknown, &shop());
+    assert!(
+        refusal(&answer)
+            .contains("spec.rules[0].split[0].subset: subset v9 does not exist in MeshService back"),
+        "{answer:?}"
+    );
+    assert!(refusal(&answer).contains("create it first"));
+}
+
+#[test]
+fn an_expression_that_does_not_compile_is_refused() {
+    let bad = resource(
+        "TrafficPolicy",
+        "p",
+        json!({"targetRefs": [{"kind": "Service", "name": "front"}], "rules": [{"match": [{"path": {"regex": "("}}]}]}),
+    );
+    assert!(
+        refusal(&created(&bad, &shop()))
+            .contains("spec.rules[0].match[0].path.regex: the regular expression does not compile")
+    );
+}
+
+#[test]
+fn a_service_that_does_not_exist_yet_is_a_warning() {
+    for early in [mesh("m", "later", &[]), policy("p", "later", &json!([]))] {
+        let answer = created(&early, &shop());
+        assert!(
+            answer.refusal.is_none() && answer.warnings[0].contains("Service later does not exist yet"),
+            "{answer:?}"
+        );
+    }
+    let port = resource(
+        "TrafficPolicy",
+        "p",
+        json!({"targetRefs": [{"kind": "Service", "name": "front", "port": 81}], "rules": [{}]}),
+    );
+    assert!(created(&port, &shop()).warnings[0].contains("Service front has no port 81"));
+}
+
+#[test]
+fn taking_a_subset_away_from_under_a_policy_is_a_warning() {
+    let (old, new) = (mesh("back", "back", &["v1", "v2"]), mesh("back", "back", &["v2"]));
+    let answer = judge(&request("UPDATE", &new, &old), &shop(), "weft-system");
+    assert!(
+        answer.refusal.is_none()
+            && answer.warnings[0].contains("TrafficPolicy split sends to a subset that this takes away"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn an_update_of_itself_is_no_conflict() {
+    let (old, new) = (
+        policy("split", "back", &json!([{"subset": "v1", "weight": 1}])),
+        policy("split", "back", &json!([{"subset": "v2", "weight": 1}])),
+    );
+    assert_eq!(judge(&request("UPDATE", &new, &old), &shop(), "weft-system"), Answer::allow(vec![]));
+}
+
+#[test]
+fn deletion_and_what_leaves_the_spec_alone_always_pass() {
+    let bad = policy("other", "back", &json!([{"subset": "v9", "weight": 1}]));
+    let mut labelled = bad.clone();
+    labelled["metadata"]["labels"] = json!({"a": "b"});
+    let mut going = policy("other", "back", &json!([{"subset": "v8", "weight": 1}]));
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    for (operation, new, old) in
+        [("UPDATE", &labelled, &bad), ("UPDATE", &going, &bad), ("DELETE", &Value::Null, &bad)]
+    {
+        assert_eq!(
+            judge(&request(operation, new, old), &shop(), "weft-system"),
+            Answer::allow(vec![]),
+            "{operation}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_the_kind_that_it_says_is_refused() {
+    let odd = resource("TrafficPolicy", "p", json!({"targetRefs": "back"}));
+    assert!(refusal(&created(&odd, &shop())).starts_with("it is not a TrafficPolicy"));
+}

@@ -1,0 +1,339 @@
+//! The whole server over real sockets: an operator that signs, the certificate it gives, and a client that trusts its root.
+
+// clippy.toml lets tests unwrap; this says that their helper functions are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType,
+};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use serde_json::{Value, json};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use weft_api::v1::identity_server::{Identity, IdentityServer};
+use weft_api::v1::{SignRequest, SignResponse};
+use weft_webhook::inject;
+use weft_webhook::judge::Known;
+use weft_webhook::metrics::Metrics;
+use weft_webhook::server::{self, Webhook};
+use weft_webhook::serving::{self, Certificate, Renewal};
+use weft_webhook::stores::Stores;
+
+/// A root that signs as the operator does.
+struct Authority {
+    root: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { root, issuer: Issuer::new(params, key) }
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut store = RootCertStore::empty();
+        store.add(self.root.clone()).unwrap();
+        Arc::new(store)
+    }
+}
+
+fn names(dns: &[&str], account: &str) -> Vec<SanType> {
+    let uri = format!("spiffe://cluster.local/ns/weft-system/sa/{account}");
+    let dns = dns.iter().map(|name| SanType::DnsName((*name).try_into().unwrap()));
+    dns.chain([SanType::URI(uri.as_str().try_into().unwrap())]).collect()
+}
+
+/// Signs what has the right token, after failing a number of times.
+struct Signer {
+    authority: Arc<Authority>,
+    failures: AtomicU32,
+    life: time::Duration,
+}
+
+#[tonic::async_trait]
+impl Identity for Signer {
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let request = request.into_inner();
+        if request.token != "token-of-the-webhook" {
+            return Err(Status::unauthenticated("the token is not valid"));
+        }
+        if self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(Status::unavailable("not yet"));
+        }
+        let der = CertificateSigningRequestDer::from(request.csr_der.to_vec());
+        let mut csr = CertificateSigningRequestParams::from_der(&der).unwrap();
+        csr.params.subject_alt_names =
+            names(&["weft-webhook", "weft-webhook.weft-system.svc"], "weft-webhook");
+        csr.params.not_after = time::OffsetDateTime::now_utc() + self.life;
+        let leaf = csr.signed_by(&self.authority.issuer).unwrap();
+        Ok(Response::new(SignResponse {
+            chain_der: vec![leaf.der().to_vec().into()],
+            roots_der: vec![self.authority.root.to_vec().into()],
+            not_after_unix_s: csr.params.not_after.unix_timestamp(),
+            identity: "spiffe://cluster.local/ns/weft-system/sa/weft-webhook".into(),
+        }))
+    }
+}
+
+/// An operator on loopback whose certificate is for `localhost` and this ServiceAccount.
+async fn operator(authority: Arc<Authority>, account: &str, failures: u32, life: time::Duration) -> u16 {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names(&["localhost"], account);
+    let leaf = params.signed_by(&key, &authority.issuer).unwrap();
+    let mut tls = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let incoming = futures::stream::unfold((listener, acceptor), |(listener, acceptor)| async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let stream = acceptor.accept(stream).await;
+        Some((stream, (listener, acceptor)))
+    });
+    let signer = Signer { authority, failures: AtomicU32::new(failures), life };
+    let server = tonic::transport::Server::builder().add_service(IdentityServer::new(signer));
+    tokio::spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
+    port
+}
+
+struct Running {
+    port: u16,
+    certificate: Arc<Certificate>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<()>,
+    _bundle: watch::Sender<Option<Arc<RootCertStore>>>,
+    _token: tempfile::NamedTempFile,
+}
+
+async fn webhook(operator: u16, roots: Arc<RootCertStore>, token: &str, known: Known) -> Running {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "{token}").unwrap();
+    let (certificate, metrics) = (Arc::new(Certificate::default()), Arc::new(Metrics::default()));
+    let (sender, bundle) = watch::channel(None);
+    let renewal = Renewal {
+        address: format!("localhost:{operator}").parse().unwrap(),
+        trust_domain: "cluster.local".parse().unwrap(),
+        namespace: "weft-system".into(),
+        token_path: file.path().into(),
+    };
+    tokio::spawn(serving::renew(renewal, certificate.clone(), bundle, metrics.clone()));
+    sender.send_replace(Some(roots));
+    let webhook = Webhook { settings: settings(), stores: Stores::fixed(known), metrics: metrics.clone() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tls, stop) = (server::tls(certificate.clone()).unwrap(), CancellationToken::new());
+    let served = tokio::spawn(server::serve(
+        listener,
+        tls,
+        server::router(Arc::new(webhook)),
+        metrics.clone(),
+        stop.clone(),
+    ));
+    Running { port, certificate, metrics, stop, served, _bundle: sender, _token: file }
+}
+
+fn settings() -> inject::Settings {
+    inject::Settings {
+        namespace: "weft-system".into(),
+        image: "weft-proxy:test".into(),
+        pull_policy: inject::PullPolicy::IfNotPresent,
+        operator_address: "weft-operator.weft-system.svc.cluster.local:15010".into(),
+        trust_domain: "cluster.local".into(),
+        native_sidecar: true,
+        resources: inject::Resources::default(),
+        log: "info".into(),
+        access_log: true,
+        workers: 1,
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// One request as the API server makes it; the code and the body.
+async fn send(running: &Running, roots: &Arc<RootCertStore>, head: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let config = ClientConfig::builder().with_root_certificates(roots.clone()).with_no_client_auth();
+    let tcp = TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
+    let name = ServerName::try_from("weft-webhook.weft-system.svc").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    let head =
+        format!("{head} HTTP/1.1\r\nhost: w\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The server may answer and close before it has read all of a body that is too long.
+    let _ = stream.write_all(body).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let code = text.split(' ').nth(1).unwrap_or_default().parse().unwrap_or(0);
+    let body = answer
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .map(|at| answer[at + 4..].to_vec())
+        .unwrap_or_default();
+    (code, body)
+}
+
+fn review(kind: &str, namespace: &str, operation: &str, object: &Value) -> Vec<u8> {
+    serde_json::to_vec(&json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u-1", "kind": {"group": "", "version": "v1", "kind": kind}, "namespace": namespace, "operation": operation,
+        "object": object, "resource": {"group": "", "version": "v1", "resource": "x"}, "userInfo": {}, "dryRun": false}}))
+    .unwrap()
+}
+
+fn hour() -> time::Duration {
+    time::Duration::hours(1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_review_over_tls_gets_a_patch_that_injects() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 2, hour()).await;
+    let running = webhook(operator, roots.clone(), "token-of-the-webhook", Known::default()).await;
+    until("a certificate, after two failures", || running.certificate.is_valid()).await;
+
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "app", "image": "x"}]}});
+    let (code, body) =
+        send(&running, &roots, "POST /mutate/pods", &review("Pod", "shop", "CREATE", &pod)).await;
+    assert_eq!(code, 200);
+    let answer: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&json!("u-1"), &json!(true)));
+    let patch = base64::Engine::decode(
+        &base64::engine::general_purpose::STANDARD,
+        answer["response"]["patch"].as_str().unwrap(),
+    );
+    let patch: json_patch::Patch = serde_json::from_slice(&patch.unwrap()).unwrap();
+    let mut patched = pod;
+    json_patch::patch(&mut patched, &patch).unwrap();
+    assert_eq!(patched["spec"]["initContainers"][1]["name"], "weft-proxy");
+    let text = running.metrics.text();
+    assert!(text.contains(r#"weft_webhook_reviews_total{kind="Pod",outcome="Injected"} 1"#), "{text}");
+    assert!(text.contains(r#"weft_webhook_certificate_renewals_total{outcome="Failure"} 2"#), "{text}");
+
+    running.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running.served).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_review_gets_a_code_and_a_sentence() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 0, hour()).await;
+    let running = webhook(operator, roots.clone(), "token-of-the-webhook", Known::default()).await;
+    until("a certificate", || running.certificate.is_valid()).await;
+
+    let long = vec![b' '; 4 << 20];
+    for (head, body, code, word) in [
+        ("POST /mutate/pods", &b"not json"[..], 400, "not an AdmissionReview"),
+        ("POST /validate", b"{}", 400, "admissionReviewVersions"),
+        ("POST /validate", &long, 413, "larger than"),
+        ("GET /validate", b"", 405, ""),
+        ("POST /", b"", 404, "/mutate/pods"),
+    ] {
+        let (found, text) = send(&running, &roots, head, body).await;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert!(found == code && text.contains(word), "{head}: {found} {text}");
+    }
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"hostNetwork": true}});
+    let (_, body) = send(&running, &roots, "POST /mutate/pods", &review("Pod", "shop", "CREATE", &pod)).await;
+    let answer: Value = serde_json::from_slice(&body).unwrap();
+    assert!(
+        answer["response"]["patch"].is_null()
+            && answer["response"]["warnings"][0].as_str().unwrap().contains("hostNetwork")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_is_judged_beside_what_exists() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 0, hour()).await;
+    let policy = |name: &str| {
+        json!({"apiVersion": "weft.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"targetRefs": [{"kind": "Service", "name": "back"}], "rules": [{"timeout": "1s"}]}})
+    };
+    let known = Known {
+        traffic_policies: vec![Arc::new(serde_json::from_value(policy("first")).unwrap())],
+        ..Known::default()
+    };
+    let running = webhook(operator, roots.clone(), "token-of-the-webhook", known).await;
+    until("a certificate", || running.certificate.is_valid()).await;
+    let (code, body) = send(
+        &running,
+        &roots,
+        "POST /validate",
+        &review("TrafficPolicy", "shop", "CREATE", &policy("second")),
+    )
+    .await;
+    let answer: Value = serde_json::from_slice(&body).unwrap();
+    let response = &answer["response"];
+    assert_eq!((code, &response["allowed"], &response["status"]["code"]), (200, &json!(false), &json!(422)));
+    assert!(
+        response["status"]["message"].as_str().unwrap().contains("already governed by TrafficPolicy first"),
+        "{response}"
+    );
+    assert!(
+        response["warnings"][0].as_str().unwrap().contains("Service back does not exist yet"),
+        "{response}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_is_renewed_before_it_ends() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 0, time::Duration::seconds(3)).await;
+    let running = webhook(operator, roots, "token-of-the-webhook", Known::default()).await;
+    let renewed =
+        || running.metrics.text().contains(r#"weft_webhook_certificate_renewals_total{outcome="Success"} 3"#);
+    until("three certificates", renewed).await;
+    assert!(running.certificate.is_valid());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_certificate_comes_from_an_impostor_or_with_a_wrong_token() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    for (signed_by, account, token) in [
+        (authority.clone(), "somebody-else", "token-of-the-webhook"),
+        (Arc::new(Authority::new()), "weft-operator", "token-of-the-webhook"),
+        (authority.clone(), "weft-operator", "stolen"),
+    ] {
+        let operator = operator(signed_by, account, 0, hour()).await;
+        let running = webhook(operator, roots.clone(), token, Known::default()).await;
+        let failed = || running.metrics.text().contains(r#"renewals_total{outcome="Failure"}"#);
+        until("a failure", failed).await;
+        assert!(!running.certificate.is_valid());
+    }
+}
