@@ -1,0 +1,207 @@
+//! How a record looks as a line of JSON. A field that is not known is left out; texts that clients choose are bounded.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+use weft_api::{Identity, Reason};
+
+use crate::record::{Party, RequestRecord, TcpRecord};
+
+/// Longest text of a client in a line, in bytes.
+const LONGEST: usize = 2048;
+
+#[derive(Serialize)]
+struct Request<'a> {
+    log: &'static str,
+    time: String,
+    direction: &'static str,
+    request_id: Cow<'a, str>,
+    method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<Cow<'a, str>>,
+    path: &'a str,
+    protocol: &'static str,
+    code: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    #[serde(serialize_with = "millis")]
+    duration_ms: Duration,
+    request_bytes: u64,
+    response_bytes: u64,
+    retries: u32,
+    mtls: bool,
+    #[serde(flatten)]
+    ends: Ends<'a>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    route: &'a str,
+    client: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+}
+
+#[derive(Serialize)]
+struct Connection<'a> {
+    log: &'static str,
+    time: String,
+    direction: &'static str,
+    protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    #[serde(serialize_with = "millis")]
+    duration_ms: Duration,
+    sent_bytes: u64,
+    received_bytes: u64,
+    mtls: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<&'a str>,
+    #[serde(flatten)]
+    ends: Ends<'a>,
+    client: SocketAddr,
+    original: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+}
+
+#[derive(Serialize)]
+struct Ends<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    source_namespace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    source_workload: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "displayed")]
+    source_identity: Option<&'a Identity>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    destination_namespace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    destination_workload: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "displayed")]
+    destination_identity: Option<&'a Identity>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    service: &'a str,
+}
+
+pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord) {
+    let path = record.uri.path_and_query().map_or("", |path| path.as_str());
+    append(
+        line,
+        &Request {
+            log: "request",
+            time: timestamp(at),
+            direction: record.direction.as_str(),
+            request_id: bounded(record.request_id.as_bytes()),
+            method: record.method.as_str(),
+            host: record.host.as_ref().map(|host| bounded(host.as_bytes())),
+            path: clipped(path),
+            protocol: record.kind.as_str(),
+            code: record.status,
+            grpc_status: record.grpc_status,
+            reason: record.reason,
+            detail: record.detail.as_deref().map(clipped),
+            duration_ms: record.duration,
+            request_bytes: record.request_bytes,
+            response_bytes: record.response_bytes,
+            retries: record.retries,
+            mtls: record.mtls,
+            ends: ends(&record.source, &record.destination, &record.service),
+            route: &record.route,
+            client: record.client,
+            endpoint: record.upstream,
+        },
+    );
+}
+
+pub(super) fn tcp(line: &mut Vec<u8>, at: SystemTime, record: &TcpRecord) {
+    append(
+        line,
+        &Connection {
+            log: "connection",
+            time: timestamp(at),
+            direction: record.direction.as_str(),
+            protocol: if record.sni.is_some() { "tls" } else { "tcp" },
+            reason: record.reason,
+            detail: record.detail.as_deref().map(clipped),
+            duration_ms: record.duration,
+            sent_bytes: record.sent_bytes,
+            received_bytes: record.received_bytes,
+            mtls: record.mtls,
+            sni: record.sni.as_deref().map(clipped),
+            ends: ends(&record.source, &record.destination, &record.service),
+            client: record.client,
+            original: record.original,
+            endpoint: record.upstream,
+        },
+    );
+}
+
+fn append(line: &mut Vec<u8>, fields: &impl Serialize) {
+    let before = line.len();
+    if serde_json::to_writer(&mut *line, fields).is_err() {
+        // No half lines.
+        line.truncate(before);
+        return;
+    }
+    line.push(b'\n');
+}
+
+fn ends<'a>(source: &'a Party, destination: &'a Party, service: &'a str) -> Ends<'a> {
+    Ends {
+        source_namespace: &source.namespace,
+        source_workload: &source.workload,
+        source_identity: source.identity.as_deref(),
+        destination_namespace: &destination.namespace,
+        destination_workload: &destination.workload,
+        destination_identity: destination.identity.as_deref(),
+        service,
+    }
+}
+
+fn displayed<S: Serializer>(identity: &Option<&Identity>, serializer: S) -> Result<S::Ok, S::Error> {
+    match identity {
+        Some(identity) => serializer.collect_str(identity),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// With microseconds.
+fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    #[allow(clippy::cast_precision_loss)]
+    serializer.serialize_f64(duration.as_micros() as f64 / 1000.0)
+}
+
+fn bounded(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes.get(..LONGEST).unwrap_or(bytes))
+}
+
+fn clipped(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LONGEST)]
+}
+
+/// RFC 3339 in UTC with milliseconds, e.g. `2026-02-28T23:59:59.999Z`. The calendar: Howard Hinnant,
+/// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub(super) fn timestamp(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_millis()
+    )
+}

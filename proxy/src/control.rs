@@ -1,0 +1,322 @@
+//! The stream of configuration from the operator: subscribes to what the workload calls, puts updates in force whole,
+//! acknowledges or rejects them, reports ejections, and connects again for ever. It is the only writer of the
+//! snapshot. Losing the operator changes nothing in force.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use weft_api::v1::config_client::ConfigClient;
+use weft_api::v1::from_proxy::Message;
+use weft_api::v1::{Ack, Ejection, Ejections, FromProxy, Hello, Rejection, Subscribe, ToProxy};
+
+use crate::backoff::Backoff;
+use crate::dial::{self, DialError, chain};
+use crate::settings::Settings;
+use crate::snapshot::{Snapshot, Target};
+use crate::status::Status;
+use crate::store::{Changes, SnapshotStore};
+use crate::tls::Tls;
+
+#[cfg(test)]
+mod tests;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// A new destination is wanted while disconnected: the wait is cut short, but never below this.
+const HURRIED_RETRY: Duration = Duration::from_secs(1);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The operator takes messages at once; one that does not is as good as gone.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+const EJECTIONS_EVERY: Duration = Duration::from_secs(1);
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+/// Ten thousand services with a hundred endpoints each would fit; anything more is a mistake.
+const MAX_UPDATE: usize = 128 << 20;
+
+/// Why a stream ended or did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The operator cannot be reached, or is not the operator.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// It answered with an error, or the connection broke.
+    #[error("the operator ended the stream ({0:?}): {1}")]
+    Answer(tonic::Code, String),
+    /// It closed the stream in good order, e.g. because it stops.
+    #[error("the operator closed the stream")]
+    Closed,
+    /// Nothing came in time.
+    #[error("the operator did not open the stream in time")]
+    OpenTimeout,
+    /// It does not read what this proxy sends.
+    #[error("the operator does not take messages")]
+    Stuck,
+}
+
+impl From<tonic::Status> for StreamError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Answer(status.code(), status.message().to_owned())
+    }
+}
+
+/// What the stream works with.
+pub struct Control {
+    /// Whose configuration, and from where.
+    pub settings: Arc<Settings>,
+    /// The own certificate; takes new roots.
+    pub tls: Arc<Tls>,
+    /// Where updates go to and new destinations come from.
+    pub store: Arc<SnapshotStore>,
+    /// Told how it goes.
+    pub status: Arc<Status>,
+}
+
+impl Control {
+    /// Keeps the stream up, for ever.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut said = Said::default();
+        loop {
+            self.until_certified().await;
+            let Err(error) = self.stream(&mut backoff).await;
+            let wait = backoff.wait();
+            let reason = chain(&error);
+            if said.is_new(&reason) {
+                tracing::warn!(%reason, "no configuration stream; what is known stays in force, trying again");
+            }
+            if self.status.is_connected() {
+                self.status.disconnected(reason);
+            } else {
+                self.status.connection(Err(reason));
+            }
+            self.pause(wait).await;
+        }
+    }
+
+    async fn until_certified(&self) {
+        let mut changed = self.tls.changed();
+        while self.tls.own().is_none() && changed.changed().await.is_ok() {}
+    }
+
+    async fn pause(&self, wait: Duration) {
+        let hurried = async {
+            sleep(HURRIED_RETRY).await;
+            self.store.asked().await;
+        };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = hurried => {}
+        }
+    }
+
+    // One stream, from its opening to its end.
+    async fn stream(&self, backoff: &mut Backoff) -> Result<Infallible, StreamError> {
+        let (mut to_operator, mut updates) =
+            timeout(OPEN_TIMEOUT, self.open()).await.map_err(|_| StreamError::OpenTimeout)??;
+        self.status.connection(Ok(()));
+        tracing::info!("configuration stream is up");
+
+        let mut told = Told::default();
+        let mut ejection_changes = self.store.load().ejection_changes();
+        let mut report_at = Some(Instant::now());
+        let mut expiry = interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                update = updates.message() => {
+                    let update = update?.ok_or(StreamError::Closed)?;
+                    let ack = self.apply(update, &mut told);
+                    to_operator.tell(Message::Ack(ack)).await?;
+                    backoff.reset();
+                    // An endpoint that went may have been ejected.
+                    if !told.ejected.is_empty() {
+                        report_at.get_or_insert(told.reported + EJECTIONS_EVERY);
+                    }
+                }
+                changes = self.store.changes() => {
+                    to_operator.tell(Message::Subscribe(self.change(changes))).await?;
+                }
+                Ok(()) = ejection_changes.changed() => {
+                    report_at.get_or_insert(told.reported + EJECTIONS_EVERY);
+                }
+                () = at(report_at) => {
+                    report_at = None;
+                    if let Some(report) = told.report(&self.store.load()) {
+                        to_operator.tell(Message::Ejections(report)).await?;
+                    }
+                }
+                _ = expiry.tick() => {
+                    self.store.expire();
+                    self.forget_services(&told);
+                }
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<(ToOperator, Streaming<ToProxy>), StreamError> {
+        let roots = dial::trusted_roots(&self.settings, &self.tls).await?;
+        let channel = dial::operator(&self.settings.operator, &roots, Some(self.tls.resolver())).await?;
+        let (sender, receiver) = mpsc::channel(32);
+        let mut to_operator = ToOperator(sender);
+        to_operator
+            .tell(Message::Hello(Hello {
+                namespace: self.settings.pod.namespace.clone(),
+                pod: self.settings.pod.name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            }))
+            .await?;
+        let held = self.held();
+        if !held.is_empty() {
+            to_operator.tell(Message::Subscribe(Subscribe { add: texts(&held), drop: Vec::new() })).await?;
+        }
+        let mut client = ConfigClient::new(channel).max_decoding_message_size(MAX_UPDATE);
+        let updates = client.stream(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok((to_operator, updates))
+    }
+
+    // Everything to subscribe to; what was evicted meanwhile leaves the snapshot too.
+    fn held(&self) -> Vec<SocketAddr> {
+        let held = self.store.held();
+        let snapshot = self.store.load();
+        let kept: HashSet<&SocketAddr> = held.iter().collect();
+        let gone: Vec<SocketAddr> =
+            snapshot.addresses.keys().filter(|at| !kept.contains(at)).copied().collect();
+        if !gone.is_empty() {
+            self.store.publish(snapshot.without(&gone));
+        }
+        held
+    }
+
+    fn change(&self, changes: Changes) -> Subscribe {
+        if !changes.drop.is_empty() {
+            let rest = self.store.load().without(&changes.drop);
+            self.status.held(rest.addresses.len(), rest.services.len());
+            self.store.publish(rest);
+        }
+        Subscribe { add: texts(&changes.add), drop: texts(&changes.drop) }
+    }
+
+    fn apply(&self, mut update: ToProxy, told: &mut Told) -> Ack {
+        // An answer that crossed with the address being dropped would otherwise stay for ever.
+        update.addresses.retain(|entry| match entry.address.parse() {
+            Ok(address) => self.store.holds(address),
+            Err(_) => true,
+        });
+        told.note(&update);
+        let (next, mut rejections) = self.store.load().apply(&update);
+        let (addresses, services) = (next.addresses.len(), next.services.len());
+        self.store.publish(next);
+        if !update.roots_der.is_empty() {
+            let roots = update.roots_der.iter().map(|der| der.to_vec().into()).collect();
+            if let Err(error) = self.tls.set_roots(roots) {
+                rejections.push(Rejection { resource: "roots".to_owned(), message: chain(&error) });
+            }
+        }
+        for rejection in &rejections {
+            tracing::warn!(resource = %rejection.resource, reason = %rejection.message, "configuration rejected, the last good one stays");
+        }
+        tracing::debug!(version = update.version, addresses, services, "configuration applied");
+        self.status.updated(update.version, rejections.len(), addresses, services);
+        Ack { version: update.version, rejections }
+    }
+
+    // Services of an earlier stream that no address leads to any more. Those of this stream the operator removes.
+    fn forget_services(&self, told: &Told) {
+        let snapshot = self.store.load();
+        let led_to: HashSet<&str> = snapshot
+            .addresses
+            .values()
+            .filter_map(|target| match target {
+                Target::Service(service) | Target::Pinned(service, _) => Some(&*service.key),
+                Target::External => None,
+            })
+            .collect();
+        let stale = |key: &str| !led_to.contains(key) && !told.services.contains(key);
+        if snapshot.services.keys().any(|key| stale(key)) {
+            let mut rest = Snapshot::clone(&snapshot);
+            rest.services.retain(|key, _| !stale(key));
+            self.status.held(rest.addresses.len(), rest.services.len());
+            self.store.publish(rest);
+        }
+    }
+}
+
+/// What was logged last: an operator that is away for hours is told of once a minute, not with every attempt.
+#[derive(Default)]
+struct Said(Option<(String, Instant)>);
+
+impl Said {
+    fn is_new(&mut self, reason: &str) -> bool {
+        let again = self.0.as_ref().is_some_and(|(last, at)| last == reason && at.elapsed() < SAY_AGAIN);
+        if !again {
+            self.0 = Some((reason.to_owned(), Instant::now()));
+        }
+        !again
+    }
+}
+
+/// What was said on this stream.
+struct Told {
+    // By the operator.
+    services: HashSet<String>,
+    // By this proxy.
+    ejected: Vec<Ejection>,
+    reported: Instant,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self { services: HashSet::new(), ejected: Vec::new(), reported: Instant::now() }
+    }
+}
+
+impl Told {
+    fn note(&mut self, update: &ToProxy) {
+        self.services.extend(update.services.iter().map(|service| service.key.clone()));
+        for key in &update.removed_services {
+            self.services.remove(key);
+        }
+    }
+
+    // The whole set, if it is another than was told last.
+    fn report(&mut self, snapshot: &Snapshot) -> Option<Ejections> {
+        let ejected = snapshot.ejections();
+        self.reported = Instant::now();
+        if ejected == self.ejected {
+            return None;
+        }
+        self.ejected.clone_from(&ejected);
+        Some(Ejections { ejected })
+    }
+}
+
+struct ToOperator(mpsc::Sender<FromProxy>);
+
+impl ToOperator {
+    async fn tell(&mut self, message: Message) -> Result<(), StreamError> {
+        use mpsc::error::SendTimeoutError;
+        match self.0.send_timeout(FromProxy { message: Some(message) }, SEND_TIMEOUT).await {
+            Ok(()) => Ok(()),
+            Err(SendTimeoutError::Timeout(_)) => Err(StreamError::Stuck),
+            Err(SendTimeoutError::Closed(_)) => Err(StreamError::Closed),
+        }
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn texts(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}

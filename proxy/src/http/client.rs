@@ -1,0 +1,350 @@
+//! Sends one request to one upstream: takes a connection from the pool or opens one, within the breaker's limits, and
+//! waits for the response's head. A pooled connection that the peer has closed meanwhile is replaced without anybody
+//! noticing, where that cannot do anything twice. Other retries are not its business.
+
+use std::error::Error as StdError;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use weft_api::Reason;
+
+use super::LocalExec;
+use super::body::{Outgoing, Source};
+use super::pool::{Destination, Host, Lent, Stream};
+use crate::breaker::Permit;
+use crate::connect::{self, Counted};
+use crate::error::{Error, find};
+use crate::retry::Failed;
+use crate::tls::Alpn;
+use crate::worker::Worker;
+
+/// Response heads up to this size are taken.
+const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+/// HTTP/2 connections with requests under way are asked for a sign of life this often.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A response that nobody gets is read when it has no more bytes than this, and ends within this time.
+const MAX_DISCARDED: u64 = 16 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections that are found closed, one after the other, before a new one is opened.
+const MAX_STALE: u32 = 3;
+
+/// A request that can be sent more than once.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Source,
+    pub(crate) version: Wire,
+    /// May it have an effect twice?
+    pub(crate) repeatable: bool,
+}
+
+/// What is spoken to the upstream: what the client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// The connection of an exchange, held until the response has ended.
+pub(crate) enum Held {
+    /// Goes back to the pool.
+    Http1(Lent),
+    /// Counts as a stream.
+    Http2(#[allow(dead_code, reason = "held for its drop")] Stream),
+}
+
+/// A try without a response.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) failed: Failed,
+    pub(crate) error: Error,
+}
+
+impl Failure {
+    fn of_connect(error: Error) -> Self {
+        Self { failed: Failed::Connect, error }
+    }
+}
+
+/// One try.
+pub(crate) async fn send(
+    worker: &Rc<Worker>,
+    to: &Destination,
+    template: &Template,
+) -> Result<(Response<Incoming>, Held), Failure> {
+    let host = worker.pool.host(to);
+    let mut stale = 0;
+    loop {
+        let fresh = stale >= MAX_STALE;
+        let (sent, reused, held) = match template.version {
+            Wire::Http1 => {
+                let (mut lent, reused) = http1(worker, &host, to, fresh, !template.repeatable)
+                    .await
+                    .map_err(Failure::of_connect)?;
+                let sent = lent.sender().try_send_request(template.request()).await;
+                (sent, reused, Held::Http1(lent))
+            }
+            Wire::Http2 => {
+                let (stream, reused) = http2(worker, &host, to, fresh).await.map_err(Failure::of_connect)?;
+                let sent = stream.0.sender.clone().try_send_request(template.request()).await;
+                if sent.is_err() && stream.0.sender.is_closed() {
+                    host.retire(&stream.0);
+                }
+                (sent, reused, Held::Http2(stream))
+            }
+        };
+        let failure = match sent {
+            Ok(response) => return Ok((response, held)),
+            Err(e) => classify(e),
+        };
+        if matches!(failure.failed, Failed::Untouched)
+            && let Held::Http2(stream) = &held
+        {
+            host.retire(&stream.0);
+        }
+        let harmless =
+            failure.failed == Failed::Untouched || failure.failed == Failed::Reset && template.repeatable;
+        if !(reused && harmless && template.body.replayable() && !template.body.broken()) {
+            return Err(failure);
+        }
+        stale += 1;
+    }
+}
+
+/// A response that nobody gets. A short one is read to its end, so that its connection can be used again.
+pub(crate) fn discard(worker: &Rc<Worker>, response: Response<Incoming>, held: Held) {
+    let Held::Http1(lent) = held else { return };
+    let mut body = response.into_body();
+    let short = body.size_hint().upper().is_some_and(|size| size <= MAX_DISCARDED);
+    if !short {
+        return;
+    }
+    let worker = Rc::clone(worker);
+    spawn_local(async move {
+        let drained = async { while let Some(Ok(_)) = body.frame().await {} };
+        if timeout(DISCARD_TIMEOUT, drained).await.is_ok() {
+            give_back(&worker, lent);
+        }
+    });
+}
+
+/// Takes a connection back as soon as the exchange on it is through, if that leaves it usable.
+pub(crate) fn give_back(worker: &Rc<Worker>, mut lent: Lent) {
+    let mut cx = Context::from_waker(Waker::noop());
+    match lent.poll_ready(&mut cx) {
+        Poll::Ready(Ok(())) => worker.pool.give_back(lent),
+        Poll::Ready(Err(_)) => {}
+        Poll::Pending => {
+            let worker = Rc::clone(worker);
+            spawn_local(async move {
+                if poll_fn(|cx| lent.poll_ready(cx)).await.is_ok() {
+                    worker.pool.give_back(lent);
+                }
+            });
+        }
+    }
+}
+
+impl Template {
+    fn request(&self) -> Request<Outgoing> {
+        let mut request = Request::new(self.body.open());
+        request.method_mut().clone_from(&self.method);
+        request.uri_mut().clone_from(&self.uri);
+        request.headers_mut().clone_from(&self.headers);
+        *request.version_mut() = match self.version {
+            Wire::Http2 if self.uri.authority().is_some() => Version::HTTP_2,
+            // Without an authority, h2 takes a request only as one of HTTP/1: then its Host header stands.
+            _ => Version::HTTP_11,
+        };
+        request
+    }
+}
+
+/// An HTTP/1 connection for one exchange, and whether it was used before.
+async fn http1(
+    worker: &Rc<Worker>,
+    host: &Rc<Host>,
+    to: &Destination,
+    fresh: bool,
+    certain: bool,
+) -> Result<(Lent, bool), Error> {
+    let idle = || if fresh { None } else { host.idle_http1(certain) };
+    if let Some(lent) = idle() {
+        return Ok((lent, true));
+    }
+    let _pending = to.pending()?;
+    let permit = match place(worker, to, idle).await? {
+        Place::Idle(lent) => return Ok((lent, true)),
+        Place::Dial(permit) => permit,
+    };
+    let io = Box::pin(open(worker, to, Alpn::Http1, permit)).await?;
+    let socket = io.inner().socket();
+    let (sender, connection) = http1::Builder::new()
+        .max_header_size(MAX_RESPONSE_HEAD)
+        .handshake(io)
+        .await
+        .map_err(|e| Error::new(Reason::ConnectFailed, e))?;
+    spawn_local(async move {
+        // How it ended is told to whoever waits for a response on it.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok((host.opened_http1(sender, socket, to), false))
+}
+
+/// A stream of an HTTP/2 connection, and whether the connection was there before.
+async fn http2(
+    worker: &Rc<Worker>,
+    host: &Rc<Host>,
+    to: &Destination,
+    fresh: bool,
+) -> Result<(Stream, bool), Error> {
+    if !fresh && let Some(stream) = host.shared_http2(true) {
+        return Ok((stream, true));
+    }
+    let _pending = to.pending()?;
+    let before = host.dialled.borrow().0;
+    let _dialling = host.dialling.lock().await;
+    let (dials, failure) = host.dialled.borrow().clone();
+    if dials != before {
+        // Somebody else has dialled while this one waited: that result is as good as its own.
+        if let Some(stream) = host.shared_http2(true) {
+            return Ok((stream, true));
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+    }
+    let dialled = dial_http2(worker, host, to).await;
+    *host.dialled.borrow_mut() = (dials + 1, dialled.as_ref().err().cloned());
+    dialled
+}
+
+async fn dial_http2(worker: &Rc<Worker>, host: &Rc<Host>, to: &Destination) -> Result<(Stream, bool), Error> {
+    let permit = match to.permit() {
+        Ok(permit) => permit,
+        // At the limit of connections, a full one is better than none.
+        Err(reason) => match host.shared_http2(false) {
+            Some(stream) => return Ok((stream, true)),
+            None => match place(worker, to, || host.shared_http2(false)).await.map_err(|_| reason)? {
+                Place::Idle(stream) => return Ok((stream, true)),
+                Place::Dial(permit) => permit,
+            },
+        },
+    };
+    let io = Box::pin(open(worker, to, Alpn::Http2, permit)).await?;
+    let (sender, connection) = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .handshake(io)
+        .await
+        .map_err(|e| Error::new(Reason::ConnectFailed, e))?;
+    spawn_local(async move {
+        let _ = connection.await;
+    });
+    Ok((host.opened_http2(sender, to), false))
+}
+
+/// What a request that found no connection may use.
+enum Place<T> {
+    /// A connection that was given back.
+    Idle(T),
+    /// A connection of its own, within the limit.
+    Dial(Option<Permit>),
+}
+
+/// Waits for a connection, or for room for another one within `maxConnections`.
+async fn place<T>(
+    worker: &Worker,
+    to: &Destination,
+    idle: impl Fn() -> Option<T>,
+) -> Result<Place<T>, Error> {
+    let waiting = async {
+        loop {
+            // Nothing else runs on this thread between the look and the wait.
+            let freed = worker.pool.freed.notified();
+            if let Ok(permit) = to.permit() {
+                return Place::Dial(permit);
+            }
+            // The room of an evicted one is free once its task has run.
+            if let Destination::Endpoint { cluster, .. } = to {
+                worker.pool.evict(&cluster.live);
+            }
+            freed.await;
+            if let Some(connection) = idle() {
+                return Place::Idle(connection);
+            }
+        }
+    };
+    timeout(to.connect_timeout(), waiting).await.map_err(|_| Reason::BreakerConnections.into())
+}
+
+async fn open(
+    worker: &Worker,
+    to: &Destination,
+    alpn: Alpn,
+    permit: Option<Permit>,
+) -> Result<TokioIo<Counted>, Error> {
+    let proxy = &worker.proxy;
+    let stream = connect::open(&proxy.tls, to.addr(), to.identity(), alpn, to.connect_timeout()).await?;
+    Ok(TokioIo::new(Counted::new(proxy, stream).with_place(permit, &worker.pool.freed)))
+}
+
+impl Destination {
+    fn pending(&self) -> Result<Option<Permit>, Reason> {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.breaker.pending().map(Some),
+            Self::App(_) => Ok(None),
+        }
+    }
+
+    fn permit(&self) -> Result<Option<Permit>, Reason> {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.breaker.connection().map(Some),
+            Self::App(_) => Ok(None),
+        }
+    }
+}
+
+fn classify(mut sent: TrySendError<Request<Outgoing>>) -> Failure {
+    let unwritten = sent.take_message().is_some();
+    let error = sent.into_error();
+    let (failed, reason) = if unwritten || refused_by_http2(&error) {
+        (Failed::Untouched, Reason::UpstreamReset)
+    } else if let Some(rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&error) {
+        // In TLS 1.3 the server judges the client's certificate after the client has begun to send; it hands nothing on
+        // before.
+        (Failed::Connect, Reason::TlsHandshake)
+    } else if error.is_parse() {
+        (Failed::Reset, Reason::UpstreamProtocol)
+    } else if error.source().is_some_and(|cause| find::<super::body::BodyError>(cause).is_some()) {
+        (Failed::Reset, Reason::BadRequest)
+    } else {
+        (Failed::Reset, Reason::UpstreamReset)
+    };
+    Failure { failed, error: Error::new(reason, error) }
+}
+
+/// RFC 9113 section 8.7: such a request was not processed.
+fn refused_by_http2(error: &hyper::Error) -> bool {
+    find::<h2::Error>(error).is_some_and(|e| {
+        let graceful = e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR);
+        let refused = e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
+        e.is_remote() && (graceful || refused)
+    })
+}

@@ -1,0 +1,334 @@
+//! One request, from its head until the end of its response: what it holds (load, permits, connection), and what is
+//! recorded of it. Whatever way it ends, also by being dropped because the client has left, it gives everything back
+//! and is recorded once.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+use weft_api::Reason;
+
+use super::body::Source;
+use super::client::{self, Held, Wire};
+use super::{headers, reply};
+use crate::balance::{Load, Outcome};
+use crate::breaker::Permit;
+use crate::error::Error;
+use crate::outlier::Failure;
+use crate::proxy::Proxy;
+use crate::record::{Direction, HttpKind, Party, RequestRecord};
+use crate::worker::Worker;
+
+/// See the module.
+pub(crate) struct Exchange {
+    worker: Rc<Worker>,
+    started: Instant,
+    /// What is known of it so far.
+    pub(crate) record: RequestRecord,
+    /// The request's body.
+    pub(crate) body: Source,
+    load: Option<Load>,
+    held: Option<Held>,
+    permit: Option<Permit>,
+    retry_permit: Option<Permit>,
+}
+
+impl Exchange {
+    /// With a request's head, before it is judged.
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        direction: Direction,
+        request: &mut Request<Incoming>,
+        wire: Wire,
+        client: SocketAddr,
+    ) -> Box<Self> {
+        let request_id = worker.with_rng(|rng| headers::request_id(request.headers_mut(), rng));
+        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+        let kind = match wire {
+            _ if headers::is_grpc(request.headers()) => HttpKind::Grpc,
+            Wire::Http1 => HttpKind::Http1,
+            Wire::Http2 => HttpKind::Http2,
+        };
+        let record = RequestRecord {
+            kind,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: request.headers().get(HOST).cloned().or_else(authority),
+            request_id,
+            ..blank(direction, client)
+        };
+        Box::new(Self {
+            worker: Rc::clone(worker),
+            started: Instant::now(),
+            record,
+            body: Source::empty(),
+            load: None,
+            held: None,
+            permit: None,
+            retry_permit: None,
+        })
+    }
+
+    /// Records a request whose head never came whole, or could not be read.
+    pub(crate) fn unread(
+        proxy: &Proxy,
+        direction: Direction,
+        client: SocketAddr,
+        ends: [Party; 2],
+        error: &Error,
+    ) {
+        let [source, destination] = ends;
+        proxy.record(&RequestRecord {
+            status: error.reason().status(),
+            reason: Some(error.reason()),
+            detail: error.detail(),
+            source,
+            destination,
+            ..blank(direction, client)
+        });
+    }
+
+    pub(crate) const fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.record.kind == HttpKind::Grpc
+    }
+
+    /// Counts as a request under way until the end.
+    pub(crate) fn admit(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
+    /// Goes to this endpoint now, in place of an earlier one.
+    pub(crate) fn attempt(&mut self, load: Load, retry: Option<Permit>) {
+        self.retry_permit = retry;
+        self.record.upstream = Some(load.endpoint.addr);
+        self.load = Some(load);
+    }
+
+    /// Tells the balancer how the endpoint does.
+    pub(crate) fn report(&mut self, outcome: Outcome) {
+        if let Some(load) = &mut self.load {
+            self.worker.report(&self.record.service, load, outcome);
+        }
+    }
+
+    /// The endpoint has answered.
+    pub(crate) fn succeeded(&mut self) {
+        if let Some(load) = &self.load {
+            let latency = load.started().elapsed();
+            self.report(Outcome::Success { latency });
+        }
+    }
+
+    /// Ends with a response of the proxy's own.
+    pub(crate) fn refuse(mut self: Box<Self>, error: &Error) -> Response<Served> {
+        let close = error.reason() == Reason::BadRequest && self.record.kind != HttpKind::Http2;
+        let grpc = self.is_grpc();
+        self.break_off(error);
+        let mut response = if close && !grpc {
+            reply::last_reply(error.reason(), grpc)
+        } else {
+            reply::reply(error.reason(), grpc)
+        };
+        // For `weft explain`.
+        response.headers_mut().insert(headers::REQUEST_ID, self.record.request_id.clone());
+        self.record.status = response.status().as_u16();
+        self.record.grpc_status = grpc.then(|| reply::grpc_status(error.reason()));
+        response
+    }
+
+    /// Notes why it ends before its time.
+    pub(crate) fn break_off(&mut self, error: &Error) {
+        self.record.reason = Some(error.reason());
+        self.record.detail = error.detail();
+    }
+
+    /// Passes an upstream's response on; its body carries the exchange to its end.
+    pub(crate) fn respond(
+        mut self: Box<Self>,
+        response: Response<Incoming>,
+        held: Held,
+        deadline: Option<Instant>,
+    ) -> Response<Served> {
+        let (mut head, body) = response.into_parts();
+        headers::forward_response(&mut head.headers);
+        if head.version < Version::HTTP_2 {
+            // RFC 9112 section 2.3: a proxy states its own version, whatever the upstream's.
+            head.version = Version::HTTP_11;
+        }
+        self.body.settle();
+        self.record.status = head.status.as_u16();
+        if self.is_grpc() {
+            self.record.grpc_status = headers::grpc_status(&head.headers);
+        }
+        self.held = Some(held);
+        let mut relay = Box::new(Relay {
+            body,
+            timer: deadline.map(|at| Box::pin(sleep_until(at))),
+            exchange: Some(self),
+        });
+        if relay.body.is_end_stream() {
+            relay.end();
+        }
+        Response::from_parts(head, Served::Relay(relay))
+    }
+
+    /// The response came whole: the connection can be used again.
+    fn complete(&mut self) {
+        if let Some(Held::Http1(lent)) = self.held.take() {
+            client::give_back(&self.worker, lent);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.record.duration = self.started.elapsed();
+        self.record.request_bytes += self.body.seen();
+        self.worker.proxy.record(&self.record);
+    }
+}
+
+/// Nothing is known but who connected.
+fn blank(direction: Direction, client: SocketAddr) -> RequestRecord {
+    RequestRecord {
+        direction,
+        kind: HttpKind::Http1,
+        // Not a method of anything.
+        method: Method::from_bytes(b"-").unwrap_or_default(),
+        uri: Uri::default(),
+        host: None,
+        request_id: HeaderValue::from_static(""),
+        status: 0,
+        grpc_status: None,
+        reason: None,
+        detail: None,
+        duration: std::time::Duration::ZERO,
+        request_bytes: 0,
+        response_bytes: 0,
+        retries: 0,
+        mtls: false,
+        source: Party::default(),
+        destination: Party::default(),
+        service: Arc::default(),
+        route: Arc::default(),
+        client,
+        upstream: None,
+    }
+}
+
+/// The body of a response.
+pub enum Served {
+    /// The proxy's own.
+    Own(Option<Bytes>),
+    /// An upstream's.
+    Relay(Box<Relay>),
+}
+
+/// An upstream's body on its way to the client.
+pub struct Relay {
+    body: Incoming,
+    timer: Option<Pin<Box<Sleep>>>,
+    exchange: Option<Box<Exchange>>,
+}
+
+impl Served {
+    /// Nothing.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self::Own(None)
+    }
+
+    /// The proxy's own words.
+    #[must_use]
+    pub const fn own(bytes: Bytes) -> Self {
+        Self::Own(Some(bytes))
+    }
+}
+
+impl Relay {
+    fn end(&mut self) {
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.complete();
+        }
+    }
+
+    fn broken(&mut self, error: Error, failure: Failure) -> Error {
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.break_off(&error);
+            exchange.report(Outcome::Failure(failure));
+        }
+        error
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(timer) = &mut self.timer
+            && self.exchange.is_some()
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            let error = self.broken(Reason::RequestTimeout.into(), Failure::Timeout);
+            return Poll::Ready(Some(Err(error)));
+        }
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(exchange) = &mut self.exchange {
+                    if let Some(data) = frame.data_ref() {
+                        exchange.record.response_bytes += data.len() as u64;
+                    } else if let Some(trailers) = frame.trailers_ref()
+                        && exchange.is_grpc()
+                    {
+                        exchange.record.grpc_status = headers::grpc_status(trailers);
+                    }
+                }
+                if self.body.is_end_stream() {
+                    self.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(e)) => {
+                let error = self.broken(Error::new(Reason::UpstreamReset, e), Failure::Reset);
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                self.end();
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl Body for Served {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relay(relay) => relay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Relay(relay) => relay.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Relay(relay) => relay.body.size_hint(),
+        }
+    }
+}

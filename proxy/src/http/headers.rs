@@ -1,0 +1,325 @@
+//! What a proxy has to do to the head of a message: remove what concerns one connection only, keep what concerns the
+//! whole way. Pure functions on heads.
+//! Source: RFC 9110 sections 7.6.1 (Connection), 7.8 (Upgrade), 10.1.4 (TE); RFC 9112 sections 3.2, 6.1.
+
+use std::net::SocketAddr;
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use rand::RngCore;
+use weft_api::{Identity, names};
+
+/// `keep-alive` and `proxy-connection` are of no standard, and widely used.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static(names::REQUEST_ID_HEADER);
+const IDENTITY: HeaderName = HeaderName::from_static(names::IDENTITY_HEADER);
+const REASON: HeaderName = HeaderName::from_static(names::REASON_HEADER);
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// Mark on a request whose head had a Content-Length beside its Transfer-Encoding: hyper removes the former.
+#[derive(Clone, Copy, Debug)]
+pub struct BothLengths;
+
+/// Why a request is refused for its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// CONNECT asks for a tunnel; this is no such proxy.
+    #[error("CONNECT is not served")]
+    Connect,
+    /// RFC 9112 section 3.2: exactly one.
+    #[error("a request needs exactly one Host header")]
+    Host,
+    /// RFC 9112 section 6.1: a sign of request smuggling.
+    #[error("both Transfer-Encoding and Content-Length")]
+    Lengths,
+}
+
+/// Refuses what hyper lets through but must not reach an application.
+///
+/// # Errors
+/// What is wrong.
+pub fn check<B>(request: &Request<B>) -> Result<(), Malformed> {
+    if request.method() == Method::CONNECT {
+        return Err(Malformed::Connect);
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    let named = first.is_some() || request.uri().authority().is_some();
+    if second.is_some() || !named && request.version() == Version::HTTP_11 {
+        return Err(Malformed::Host);
+    }
+    if request.headers().contains_key(TRANSFER_ENCODING)
+        && request.extensions().get::<BothLengths>().is_some()
+    {
+        return Err(Malformed::Lengths);
+    }
+    Ok(())
+}
+
+/// The protocol that the client wants to change to, if it is one that can pass through.
+#[must_use]
+pub fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let protocol = request.headers().get(UPGRADE)?;
+    let listed = connection_options(request.headers()).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    // HTTP/2 inside of HTTP/1.1 would pass requests by the proxy. RFC 9113 has done away with it.
+    let text = protocol.to_str().ok()?;
+    let h2c = text.split(',').any(|p| p.trim().get(..3).is_some_and(|p| p.eq_ignore_ascii_case("h2c")));
+    (request.version() == Version::HTTP_11 && listed && !h2c).then(|| protocol.clone())
+}
+
+/// Makes a request's head fit for the next connection.
+pub fn forward_request(headers: &mut HeaderMap, version: Version) {
+    let trailers = headers.get_all(TE).iter().any(|te| {
+        te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    });
+    remove_hop_by_hop(headers);
+    // Answered by the proxy, as soon as the upstream takes the body.
+    headers.remove(EXPECT);
+    if trailers {
+        headers.insert(TE, TRAILERS);
+        if version < Version::HTTP_2 {
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+    }
+}
+
+/// Makes a response's head fit for the client.
+pub fn forward_response(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
+/// For a request or a response that changes the protocol: puts back what [`forward_request`] has removed.
+pub fn restore_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(UPGRADE, protocol);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let listed: Vec<HeaderName> = connection_options(headers)
+            .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
+            // RFC 9110 section 7.6.1: these are for the recipient whatever the sender lists.
+            .filter(|name| *name != HOST && *name != http::header::CONTENT_LENGTH && *name != IDENTITY)
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|option| !option.is_empty())
+}
+
+/// Absolute form becomes origin form, and its authority the Host (RFC 9112 section 3.2.2).
+pub fn to_origin_form(uri: &mut Uri, headers: &mut HeaderMap) {
+    if let Some(authority) = uri.authority() {
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        if let Ok(host) = HeaderValue::from_str(host) {
+            headers.insert(HOST, host);
+        }
+    }
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *uri = Uri::from(path);
+    }
+}
+
+/// HTTP/1.0 may do without a Host; HTTP/1.1 towards the upstream may not.
+pub fn ensure_host(headers: &mut HeaderMap, destination: SocketAddr) {
+    if !headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::from_str(&destination.to_string())
+    {
+        headers.insert(HOST, host);
+    }
+}
+
+/// The request's id; makes one when there is none, or none that is fit for a log.
+pub fn request_id(headers: &mut HeaderMap, rng: &mut impl RngCore) -> HeaderValue {
+    if let Some(id) = headers.get(REQUEST_ID) {
+        let fits = (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+        if fits {
+            return id.clone();
+        }
+    }
+    let id = fresh_id(rng);
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+fn fresh_id(rng: &mut impl RngCore) -> HeaderValue {
+    let mut random = [0; 16];
+    rng.fill_bytes(&mut random);
+    let mut buffer = uuid::Uuid::encode_buffer();
+    let text = uuid::Builder::from_random_bytes(random).into_uuid().hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// Removes what a client says of itself, and states who it has proved to be.
+pub fn state_identity(headers: &mut HeaderMap, identity: Option<&HeaderValue>) {
+    // CGI, WSGI, Rack and PHP hand headers on with `-` and `_` alike: every spelling that would look the same.
+    for spelling in
+        ["weft-client-identity", "weft_client_identity", "weft-client_identity", "weft_client-identity"]
+    {
+        headers.remove(spelling);
+    }
+    if let Some(identity) = identity {
+        headers.insert(IDENTITY, identity.clone());
+    }
+}
+
+/// An identity as a header's value.
+#[must_use]
+pub fn identity_value(identity: &Identity) -> HeaderValue {
+    // A SPIFFE id has no character that a header could not hold.
+    HeaderValue::from_str(&identity.to_string()).unwrap_or(HeaderValue::from_static("invalid"))
+}
+
+/// The reason that another proxy gave in its own response.
+#[must_use]
+pub fn reason_of(headers: &HeaderMap) -> Option<weft_api::Reason> {
+    let word = headers.get(REASON)?.to_str().ok()?;
+    weft_api::Reason::ALL.iter().copied().find(|reason| reason.as_str() == word)
+}
+
+/// Removes the word that only a proxy may say.
+pub fn remove_reason(headers: &mut HeaderMap) {
+    headers.remove(REASON);
+}
+
+/// gRPC, by the content type (gRPC over HTTP2, "Requests").
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The `grpc-status` of trailers, or of the head of a trailers-only response.
+#[must_use]
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
+            .collect()
+    }
+
+    fn request(lines: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        *request.headers_mut() = headers(lines);
+        request
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_removed() {
+        let mut h = headers(&[
+            ("connection", "close, X-Internal, host"),
+            ("connection", "keep-alive"),
+            ("x-internal", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "gzip, Trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAAA"),
+            ("proxy-authorization", "basic"),
+            ("expect", "100-continue"),
+            ("host", "a"),
+            ("accept", "*/*"),
+        ]);
+        forward_request(&mut h, Version::HTTP_11);
+        let wanted = headers(&[("connection", "te"), ("te", "trailers"), ("host", "a"), ("accept", "*/*")]);
+        assert_eq!(h, wanted);
+    }
+
+    #[test]
+    fn a_websocket_may_pass_and_http2_in_disguise_may_not() {
+        let ws = request(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(wanted_upgrade(&ws).unwrap(), "websocket");
+        assert_eq!(wanted_upgrade(&request(&[("connection", "upgrade"), ("upgrade", "foo, H2C")])), None);
+        assert_eq!(wanted_upgrade(&request(&[("upgrade", "websocket")])), None);
+    }
+
+    #[test]
+    fn malformed_requests_are_told_apart() {
+        assert_eq!(check(&request(&[("host", "a"), ("host", "b")])), Err(Malformed::Host));
+        assert_eq!(check(&request(&[])), Err(Malformed::Host));
+        let mut connect = request(&[("host", "a")]);
+        *connect.method_mut() = Method::CONNECT;
+        assert_eq!(check(&connect), Err(Malformed::Connect));
+        let mut both = request(&[("host", "a"), ("transfer-encoding", "chunked")]);
+        assert_eq!(check(&both), Ok(()));
+        both.extensions_mut().insert(BothLengths);
+        assert_eq!(check(&both), Err(Malformed::Lengths));
+        assert_eq!(check(&request(&[("host", "a")])), Ok(()));
+    }
+
+    #[test]
+    fn absolute_form_becomes_origin_form_and_names_the_host() {
+        let mut h = headers(&[("host", "other")]);
+        let mut uri: Uri = "http://user@shop:8080/a?b=c".parse().unwrap();
+        to_origin_form(&mut uri, &mut h);
+        assert_eq!(
+            (uri.to_string().as_str(), h.get("host").unwrap()),
+            ("/a?b=c", &HeaderValue::from_static("shop:8080"))
+        );
+        let mut uri: Uri = "*".parse().unwrap();
+        to_origin_form(&mut uri, &mut h);
+        assert_eq!(uri, "*");
+    }
+
+    #[test]
+    fn no_spelling_of_a_spoofed_identity_survives() {
+        let mut h = headers(&[
+            ("Weft-Client-Identity", "spoofed"),
+            ("weft_client_identity", "spoofed"),
+            ("WEFT-client_identity", "spoofed"),
+            ("weft-client-identity", "twice"),
+        ]);
+        state_identity(&mut h, None);
+        assert!(h.is_empty());
+        state_identity(&mut h, Some(&HeaderValue::from_static("spiffe://a/ns/b/sa/c")));
+        assert_eq!(h.len(), 1);
+    }
+
+    #[test]
+    fn a_request_id_is_kept_when_fit_and_made_when_not() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut h = headers(&[("x-request-id", "abc")]);
+        assert_eq!(request_id(&mut h, &mut rng), "abc");
+        let mut h = headers(&[("x-request-id", "a b")]);
+        let id = request_id(&mut h, &mut rng);
+        assert_eq!((id.len(), h.get("x-request-id")), (36, Some(&id)));
+        assert_ne!(request_id(&mut HeaderMap::new(), &mut rng), id);
+    }
+}

@@ -1,0 +1,174 @@
+//! One request to the own application, from another proxy (mTLS) or from outside of the mesh. Says who the caller has
+//! proved to be, and passes it on. It balances nothing and retries nothing but what provably did not happen.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use weft_api::Reason;
+
+use super::body::Source;
+use super::client::{self, Template, Wire};
+use super::exchange::{Exchange, Served};
+use super::pool::Destination;
+use super::server::Handler;
+use super::{headers, probe, upgrade};
+use crate::error::Error;
+use crate::record::{Direction, Party};
+use crate::snapshot::{MtlsMode, Snapshot, Workload};
+use crate::worker::Worker;
+
+/// Who is at the other end of a connection to the own pod.
+pub(crate) enum Peer {
+    /// Another proxy, by its verified certificate.
+    Mesh {
+        /// As one end of a request.
+        party: Party,
+        /// For the header.
+        identity: HeaderValue,
+    },
+    /// Anybody, by plaintext.
+    Outside,
+}
+
+/// A connection to the own application.
+pub(crate) struct Inbound {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) client: SocketAddr,
+    /// Where the application listens.
+    pub(crate) original: SocketAddr,
+    pub(crate) peer: Peer,
+}
+
+/// What PeerAuthentication makes of a request, asked for each: it may have changed while the connection was open.
+enum Admission {
+    Any,
+    /// Only the pod's own declared probes pass.
+    ProbesOnly,
+    /// mTLS, where it is disabled.
+    Nothing,
+}
+
+impl Handler for Inbound {
+    async fn handle(self: Rc<Self>, mut request: Request<Incoming>, wire: Wire) -> Response<Served> {
+        let snapshot = self.worker.proxy.store.load();
+        let exchange = self.begin(&mut request, wire, &snapshot);
+        if let Err(malformed) = headers::check(&request) {
+            return exchange.refuse(&Error::new(Reason::BadRequest, malformed));
+        }
+        let workload = snapshot.workload.clone();
+        drop(snapshot);
+        match self.admission(workload.as_deref()) {
+            Admission::Any => {}
+            Admission::Nothing => return exchange.refuse(&Reason::ClientCertificate.into()),
+            Admission::ProbesOnly => {
+                return match probe::admit(workload.as_deref(), self.original.port(), request).await {
+                    Some((request, body)) => self.forward(exchange, request, body, wire, None).await,
+                    None => exchange.refuse(&Reason::MtlsRequired.into()),
+                };
+            }
+        }
+        let upgrade = headers::wanted_upgrade(&request)
+            .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
+        let (head, body) = request.into_parts();
+        self.forward(exchange, Request::from_parts(head, ()), Source::new(body), wire, upgrade).await
+    }
+}
+
+struct Upgrade {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+}
+
+impl Inbound {
+    fn admission(&self, workload: Option<&Workload>) -> Admission {
+        // Without configuration nobody can say that plaintext is allowed.
+        let mode = workload.map_or(MtlsMode::Strict, |own| own.mtls_for(self.original.port()));
+        match (&self.peer, mode) {
+            (Peer::Outside, MtlsMode::Strict) => Admission::ProbesOnly,
+            (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
+            _ => Admission::Any,
+        }
+    }
+
+    fn begin(&self, request: &mut Request<Incoming>, wire: Wire, snapshot: &Snapshot) -> Box<Exchange> {
+        let mut exchange = Exchange::begin(&self.worker, Direction::Inbound, request, wire, self.client);
+        let record = &mut exchange.record;
+        record.destination = self.worker.proxy.party(snapshot);
+        record.upstream = Some(self.original);
+        if let Some(workload) = &snapshot.workload
+            && let Some(service) = workload.service_for(self.original.port())
+        {
+            record.service = Arc::clone(service);
+        }
+        if let Peer::Mesh { party, .. } = &self.peer {
+            record.source = party.clone();
+            record.mtls = true;
+        }
+        exchange
+    }
+
+    async fn forward(
+        &self,
+        mut exchange: Box<Exchange>,
+        request: Request<()>,
+        body: Source,
+        wire: Wire,
+        upgrade: Option<Upgrade>,
+    ) -> Response<Served> {
+        let template = self.template(request, body.clone(), wire, upgrade.as_ref());
+        exchange.body = body;
+        let to = Destination::App(self.original);
+        match client::send(&self.worker, &to, &template).await {
+            Err(failure) => exchange.refuse(&failure.error),
+            Ok((mut response, held)) => {
+                // An application cannot speak for the mesh.
+                headers::remove_reason(response.headers_mut());
+                match upgrade {
+                    Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                        upgrade::switch(&self.worker, exchange, upgrade.client, response)
+                    }
+                    None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                        exchange.refuse(&Reason::UpstreamProtocol.into())
+                    }
+                    _ => exchange.respond(response, held, None),
+                }
+            }
+        }
+    }
+
+    fn template(
+        &self,
+        request: Request<()>,
+        body: Source,
+        wire: Wire,
+        upgrade: Option<&Upgrade>,
+    ) -> Template {
+        let version = request.version();
+        let (mut head, ()) = request.into_parts();
+        headers::forward_request(&mut head.headers, version);
+        let identity = match &self.peer {
+            Peer::Mesh { identity, .. } => Some(identity),
+            Peer::Outside => None,
+        };
+        headers::state_identity(&mut head.headers, identity);
+        if let Some(upgrade) = upgrade {
+            headers::restore_upgrade(&mut head.headers, upgrade.protocol.clone());
+        }
+        if wire == Wire::Http1 {
+            headers::to_origin_form(&mut head.uri, &mut head.headers);
+            headers::ensure_host(&mut head.headers, self.original);
+        }
+        Template {
+            repeatable: head.method.is_idempotent(),
+            method: head.method,
+            uri: head.uri,
+            headers: head.headers,
+            body,
+            version: wire,
+        }
+    }
+}

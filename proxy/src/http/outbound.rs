@@ -1,0 +1,301 @@
+//! One request of the own application: route, admit, balance, send, retry, respond. The straight line of the data path;
+//! each decision is a pure function elsewhere.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use weft_api::Reason;
+
+use super::body::Source;
+use super::client::{self, Failure, Held, Template, Wire};
+use super::exchange::{Exchange, Served};
+use super::pool::Destination;
+use super::server::Handler;
+use super::{headers, upgrade};
+use crate::balance::{self, Outcome};
+use crate::breaker::Permit;
+use crate::error::{Error, Side};
+use crate::metrics::Retried;
+use crate::outlier;
+use crate::record::{Direction, Party};
+use crate::retry::{self, Attempt, Failed};
+use crate::route::{self, Route};
+use crate::snapshot::{Cluster, Endpoint, Service, Target};
+use crate::store::Lease;
+use crate::worker::Worker;
+
+/// A connection of the own application to a destination of the mesh.
+pub(crate) struct Outbound {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) client: SocketAddr,
+    pub(crate) original: SocketAddr,
+    /// Keeps the destination in the configuration.
+    pub(crate) _lease: Lease,
+}
+
+impl Handler for Outbound {
+    async fn handle(self: Rc<Self>, mut request: Request<Incoming>, wire: Wire) -> Response<Served> {
+        let snapshot = self.worker.proxy.store.load();
+        let mut exchange =
+            Exchange::begin(&self.worker, Direction::Outbound, &mut request, wire, self.client);
+        exchange.record.source = self.worker.proxy.party(&snapshot);
+        if let Err(malformed) = headers::check(&request) {
+            return exchange.refuse(&Error::new(Reason::BadRequest, malformed));
+        }
+        let target = match snapshot.addresses.get(&self.original).cloned() {
+            Some(target) => Ok(target),
+            None => self.worker.proxy.store.resolve(self.original).await,
+        };
+        let (service, pinned) = match target {
+            Ok(Target::Service(service)) => (service, None),
+            Ok(Target::Pinned(service, endpoint)) => (service, Some(endpoint)),
+            // The service was deleted while the connection was open.
+            Ok(Target::External) => return exchange.refuse(&Reason::NoHealthyEndpoint.into()),
+            Err(reason) => return exchange.refuse(&reason.into()),
+        };
+        self.forward(exchange, request, wire, &service, pinned.as_ref()).await
+    }
+}
+
+/// What the client gets if there is no further try.
+enum Stands {
+    Response(Response<Incoming>, Held),
+    Error(Error),
+}
+
+impl Outbound {
+    async fn forward(
+        &self,
+        mut exchange: Box<Exchange>,
+        request: Request<Incoming>,
+        wire: Wire,
+        service: &Arc<Service>,
+        pinned: Option<&Arc<Endpoint>>,
+    ) -> Response<Served> {
+        let route = route::route(service, request.method(), request.uri().path(), request.headers());
+        let cluster = match pinned {
+            Some(_) => &service.default_cluster,
+            None => self.worker.with_rng(|rng| route::backend(route, rng)),
+        };
+        exchange.record.service = Arc::clone(&service.key);
+        exchange.record.route = Arc::clone(&route.name);
+        exchange.record.destination.namespace = Arc::clone(&service.namespace);
+        match cluster.breaker.request() {
+            Ok(permit) => exchange.admit(permit),
+            Err(reason) => return exchange.refuse(&reason.into()),
+        }
+        service.live.budget.deposit(&route.retry, exchange.started());
+
+        let (template, upgrade) = self.template(&mut exchange, request, wire, route);
+        let deadline = route.timeout.map(|timeout| exchange.started() + timeout);
+        let mut tried = Vec::new();
+        let mut retry_permit = None;
+        loop {
+            let load = match pinned {
+                Some(endpoint) => Ok(balance::pinned(cluster, endpoint, Instant::now())),
+                None => self.worker.with_rng(|rng| balance::pick(cluster, &tried, Instant::now(), rng)),
+            };
+            let load = match load {
+                Ok(load) => load,
+                Err(reason) => return exchange.refuse(&reason.into()),
+            };
+            let to = self.towards(&mut exchange, service, cluster, &load.endpoint);
+            exchange.attempt(load, retry_permit.take());
+
+            let sent = self.try_once(&to, &template, route, deadline).await;
+            let (failed, stands) = match sent {
+                Ok((response, held)) => match failure_in(&response, exchange.record.mtls) {
+                    None => {
+                        exchange.succeeded();
+                        return self.respond(exchange, response, held, upgrade, deadline);
+                    }
+                    Some((failed, outcome)) => {
+                        exchange.report(Outcome::Failure(outcome));
+                        (Some(failed), Stands::Response(response, held))
+                    }
+                },
+                Err(Failure { failed, error }) => {
+                    exchange.report(outcome_of(failed, &error, &template));
+                    let ours = error.side() != Side::Upstream || error.reason() == Reason::RequestTimeout;
+                    ((!ours).then_some(failed), Stands::Error(error))
+                }
+            };
+            let attempt = |failed| Attempt {
+                number: exchange.record.retries + 1,
+                method: &template.method,
+                failed,
+                replayable: template.body.replayable(),
+            };
+            let again = failed.and_then(|failed| self.again(service, route, cluster, &attempt(failed)));
+            let Some((wait, permit)) = again else {
+                return match stands {
+                    Stands::Response(response, held) => {
+                        self.respond(exchange, response, held, upgrade, deadline)
+                    }
+                    Stands::Error(error) => exchange.refuse(&error),
+                };
+            };
+            if let Stands::Response(response, held) = stands {
+                client::discard(&self.worker, response, held);
+            }
+            retry_permit = Some(permit);
+            exchange.record.retries += 1;
+            tried.push(to.addr());
+            let until = Instant::now() + wait;
+            sleep_until(deadline.map_or(until, |deadline| until.min(deadline))).await;
+        }
+    }
+
+    /// Takes the request apart into what can be sent more than once.
+    fn template(
+        &self,
+        exchange: &mut Exchange,
+        mut request: Request<Incoming>,
+        wire: Wire,
+        route: &Route,
+    ) -> (Template, Option<OnUpgrade>) {
+        let protocol = headers::wanted_upgrade(&request);
+        let upgrade = protocol.as_ref().map(|_| hyper::upgrade::on(&mut request));
+        let version = request.version();
+        let (mut head, body) = request.into_parts();
+        headers::forward_request(&mut head.headers, version);
+        if let Some(protocol) = protocol {
+            headers::restore_upgrade(&mut head.headers, protocol);
+        }
+        if wire == Wire::Http1 {
+            headers::to_origin_form(&mut head.uri, &mut head.headers);
+            headers::ensure_host(&mut head.headers, self.original);
+        }
+        exchange.body = Source::new(body);
+        let template = Template {
+            repeatable: head.method.is_idempotent() || route.retry.non_idempotent,
+            method: head.method,
+            uri: head.uri,
+            headers: head.headers,
+            body: exchange.body.clone(),
+            version: wire,
+        };
+        (template, upgrade)
+    }
+
+    /// Notes where the next try goes.
+    fn towards(
+        &self,
+        exchange: &mut Exchange,
+        service: &Arc<Service>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Destination {
+        let own = self.worker.proxy.is_own(endpoint.addr);
+        exchange.record.mtls = endpoint.identity.is_some() && !own;
+        exchange.record.destination = Party {
+            namespace: Arc::clone(&service.namespace),
+            workload: Arc::clone(&endpoint.workload),
+            identity: endpoint.identity.clone(),
+        };
+        Destination::Endpoint { cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), own }
+    }
+
+    async fn try_once(
+        &self,
+        to: &Destination,
+        template: &Template,
+        route: &Route,
+        deadline: Option<Instant>,
+    ) -> Result<(Response<Incoming>, Held), Failure> {
+        let sending = client::send(&self.worker, to, template);
+        let try_ends = route.retry.per_try_timeout.map(|limit| Instant::now() + limit);
+        let (at, failed, reason) = match (deadline, try_ends) {
+            (None, None) => return sending.await,
+            (Some(whole), Some(one)) if one < whole => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
+            (None, Some(one)) => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
+            (Some(whole), _) => (whole, Failed::PerTryTimeout, Reason::RequestTimeout),
+        };
+        let ended = timeout_at(at, sending).await;
+        ended.unwrap_or_else(|_| Err(Failure { failed, error: reason.into() }))
+    }
+
+    /// Whether there is another try, after what wait: the policy first, then the budget, then the breaker.
+    fn again(
+        &self,
+        service: &Service,
+        route: &Route,
+        cluster: &Cluster,
+        attempt: &Attempt<'_>,
+    ) -> Option<(Duration, Permit)> {
+        let wait = self.worker.with_rng(|rng| retry::decide(&route.retry, attempt, rng))?;
+        let metrics = &self.worker.proxy.metrics;
+        if !service.live.budget.withdraw(&route.retry, Instant::now()) {
+            metrics.retry(&service.key, Retried::BudgetSpent);
+            return None;
+        }
+        let Some(permit) = cluster.breaker.retry() else {
+            metrics.retry(&service.key, Retried::BreakerOpen);
+            return None;
+        };
+        metrics.retry(&service.key, Retried::Sent);
+        Some((wait, permit))
+    }
+
+    fn respond(
+        &self,
+        exchange: Box<Exchange>,
+        mut response: Response<Incoming>,
+        held: Held,
+        upgrade: Option<OnUpgrade>,
+        deadline: Option<Instant>,
+    ) -> Response<Served> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return match upgrade {
+                Some(client) => upgrade::switch(&self.worker, exchange, client, response),
+                None => exchange.refuse(&Reason::UpstreamProtocol.into()),
+            };
+        }
+        if !exchange.record.mtls {
+            // Only another proxy may say this.
+            headers::remove_reason(response.headers_mut());
+        }
+        exchange.respond(response, held, deadline)
+    }
+}
+
+/// Whether a response counts as a failure of its endpoint, and may be tried elsewhere.
+fn failure_in(response: &Response<Incoming>, mtls: bool) -> Option<(Failed, outlier::Failure)> {
+    // What the proxy there says of its application.
+    match headers::reason_of(response.headers()).filter(|_| mtls) {
+        // It could not be reached: nothing has happened.
+        Some(Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Draining) => {
+            return Some((Failed::Connect, outlier::Failure::Connect));
+        }
+        // It broke off without an answer, as if it had done so to us.
+        Some(Reason::UpstreamReset) => return Some((Failed::Reset, outlier::Failure::Reset)),
+        _ => {}
+    }
+    let status = response.status().as_u16();
+    if status >= 500 {
+        return Some((Failed::Status(status), outlier::Failure::Status));
+    }
+    // UNAVAILABLE in the head: a trailers-only response.
+    let unavailable = headers::grpc_status(response.headers()) == Some(14);
+    unavailable.then_some((Failed::GrpcUnavailable, outlier::Failure::Status))
+}
+
+/// What a try without a response says of its endpoint.
+fn outcome_of(failed: Failed, error: &Error, template: &Template) -> Outcome {
+    match failed {
+        // A limit of ours was reached, or the client broke off.
+        _ if error.side() != Side::Upstream || template.body.broken() => Outcome::Neutral,
+        Failed::Connect => Outcome::Failure(outlier::Failure::Connect),
+        Failed::Untouched => Outcome::Neutral,
+        Failed::PerTryTimeout => Outcome::Failure(outlier::Failure::Timeout),
+        Failed::Reset | Failed::Status(_) | Failed::GrpcUnavailable => {
+            Outcome::Failure(outlier::Failure::Reset)
+        }
+    }
+}

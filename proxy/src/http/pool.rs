@@ -1,0 +1,355 @@
+//! Open HTTP connections to upstreams, of one worker. A connection is lent for one exchange (HTTP/1) or shared by many
+//! (HTTP/2). It only keeps and counts them: `client` opens them and sends on them.
+//!
+//! A host here is an endpoint of one service. What is kept for it goes when the endpoint leaves the configuration
+//! (nobody else holds its live state then), when its identity changes, or when it was idle for too long.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use weft_api::Identity;
+
+use super::body::Outgoing;
+use crate::error::Error;
+use crate::snapshot::{Cluster, ClusterLive, Endpoint, EndpointLive};
+
+/// Connections kept per host, beyond which one that becomes idle is closed.
+const MAX_IDLE: usize = 256;
+/// Requests at the same time on an HTTP/2 connection, beyond which another is opened.
+const MAX_STREAMS: u32 = 100;
+/// Applications of the own pod: patience for a connection, and for an idle one.
+const APP_CONNECT: Duration = Duration::from_secs(5);
+const APP_IDLE: Duration = Duration::from_secs(30);
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// An endpoint of a service.
+    Endpoint {
+        /// Its cluster, for limits.
+        cluster: Arc<Cluster>,
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// It is the own pod: no mTLS.
+        own: bool,
+    },
+    /// The own pod's application.
+    App(SocketAddr),
+}
+
+impl Destination {
+    pub(crate) fn addr(&self) -> SocketAddr {
+        match self {
+            Self::Endpoint { endpoint, .. } => endpoint.addr,
+            Self::App(addr) => *addr,
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Endpoint { endpoint, own: false, .. } => endpoint.identity.as_deref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.connect_timeout,
+            Self::App(_) => APP_CONNECT,
+        }
+    }
+
+    fn idle_timeout(&self) -> Duration {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.idle_timeout,
+            Self::App(_) => APP_IDLE,
+        }
+    }
+
+    fn max_requests(&self) -> u32 {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.max_requests_per_connection.unwrap_or(u32::MAX),
+            Self::App(_) => u32::MAX,
+        }
+    }
+
+    fn key(&self) -> Key {
+        match self {
+            Self::Endpoint { endpoint, .. } => Key::Endpoint(Arc::as_ptr(&endpoint.live) as usize),
+            Self::App(addr) => Key::App(*addr),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    // Address of its live state, which is not used again while the host holds a weak reference to it.
+    Endpoint(usize),
+    App(SocketAddr),
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Pool {
+    hosts: RefCell<HashMap<Key, Rc<Host>>>,
+    /// A connection has become idle, or has closed.
+    pub(crate) freed: Arc<Notify>,
+}
+
+/// Connections to one host.
+pub(crate) struct Host {
+    live: Option<Weak<EndpointLive>>,
+    cluster: Option<Arc<ClusterLive>>,
+    identity: Option<Identity>,
+    // The one used last at the end.
+    http1: RefCell<Vec<Idle>>,
+    http2: RefCell<Vec<Rc<Shared>>>,
+    /// Held by whoever dials for HTTP/2, so that others wait for that one connection.
+    pub(crate) dialling: tokio::sync::Mutex<()>,
+    /// How the last dial that others waited for has failed, and how many dials there were.
+    pub(crate) dialled: RefCell<(u64, Option<Error>)>,
+    // Another has taken its place, or it is not needed any more.
+    retired: Cell<bool>,
+}
+
+/// An HTTP/1 connection, lent for one exchange.
+pub(crate) struct Lent {
+    connection: Http1,
+    host: Rc<Host>,
+}
+
+struct Http1 {
+    sender: http1::SendRequest<Outgoing>,
+    socket: RawFd,
+    requests_left: u32,
+    idle_timeout: Duration,
+}
+
+struct Idle {
+    connection: Http1,
+    since: Instant,
+}
+
+/// An HTTP/2 connection.
+pub(crate) struct Shared {
+    pub(crate) sender: http2::SendRequest<Outgoing>,
+    streams: Cell<u32>,
+    requests_left: Cell<u32>,
+    idle_timeout: Duration,
+    idle_since: Cell<Instant>,
+}
+
+/// One request on an HTTP/2 connection, counted until dropped.
+pub(crate) struct Stream(pub(crate) Rc<Shared>);
+
+impl Pool {
+    /// The host of a destination. Empties it first if somebody else is expected there now.
+    pub(crate) fn host(&self, to: &Destination) -> Rc<Host> {
+        let key = to.key();
+        let mut hosts = self.hosts.borrow_mut();
+        if let Some(host) = hosts.get(&key)
+            && host.identity.as_ref() == to.identity()
+        {
+            return Rc::clone(host);
+        }
+        let host = Rc::new(Host::of(to));
+        if let Some(former) = hosts.insert(key, Rc::clone(&host)) {
+            former.retired.set(true);
+        }
+        host
+    }
+
+    /// Closes what is not needed any more.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.hosts.borrow_mut().retain(|_, host| {
+            if host.gone() {
+                host.retired.set(true);
+                return false;
+            }
+            host.http1.borrow_mut().retain(|idle| idle.usable(now));
+            host.http2.borrow_mut().retain(|shared| shared.usable(now) || shared.streams.get() > 0);
+            let empty = host.http1.borrow().is_empty() && host.http2.borrow().is_empty();
+            // An app's host has nothing else to be kept for.
+            !(empty && Rc::strong_count(host) == 1)
+        });
+    }
+
+    /// Closes one idle connection of a cluster, so that another may be opened within its limit.
+    pub(crate) fn evict(&self, of: &Arc<ClusterLive>) -> bool {
+        self.hosts.borrow().values().any(|host| {
+            host.cluster.as_ref().is_some_and(|cluster| Arc::ptr_eq(cluster, of))
+                && (host.evict_http1() || host.evict_http2())
+        })
+    }
+
+    /// Takes a connection back after an exchange that has left it usable.
+    pub(crate) fn give_back(&self, lent: Lent) {
+        let Lent { connection, host } = lent;
+        if connection.requests_left > 0 && connection.sender.is_ready() && !host.retired.get() {
+            let mut idle = host.http1.borrow_mut();
+            if idle.len() < MAX_IDLE {
+                idle.push(Idle { connection, since: Instant::now() });
+            }
+        }
+        self.freed.notify_waiters();
+    }
+}
+
+impl Host {
+    fn of(to: &Destination) -> Self {
+        let (live, cluster) = match to {
+            Destination::Endpoint { endpoint, cluster, .. } => {
+                (Some(Arc::downgrade(&endpoint.live)), Some(Arc::clone(&cluster.live)))
+            }
+            Destination::App(_) => (None, None),
+        };
+        Self {
+            live,
+            cluster,
+            identity: to.identity().cloned(),
+            http1: RefCell::default(),
+            http2: RefCell::default(),
+            dialling: tokio::sync::Mutex::default(),
+            dialled: RefCell::default(),
+            retired: Cell::new(false),
+        }
+    }
+
+    fn gone(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.strong_count() == 0)
+    }
+
+    /// An idle HTTP/1 connection. `certain`: also asks the kernel whether the peer has closed it, for requests that
+    /// must not be sent twice.
+    pub(crate) fn idle_http1(self: &Rc<Self>, certain: bool) -> Option<Lent> {
+        let now = Instant::now();
+        let mut idle = self.http1.borrow_mut();
+        while let Some(candidate) = idle.pop() {
+            if candidate.usable(now) && !(certain && has_input(candidate.connection.socket)) {
+                return Some(Lent { connection: candidate.connection, host: Rc::clone(self) });
+            }
+        }
+        None
+    }
+
+    pub(crate) fn opened_http1(
+        self: &Rc<Self>,
+        sender: http1::SendRequest<Outgoing>,
+        socket: RawFd,
+        to: &Destination,
+    ) -> Lent {
+        let (requests_left, idle_timeout) = (to.max_requests(), to.idle_timeout());
+        let connection = Http1 { sender, socket, requests_left, idle_timeout };
+        Lent { connection, host: Rc::clone(self) }
+    }
+
+    /// An HTTP/2 connection with room for another request; without `room`, any that works.
+    pub(crate) fn shared_http2(&self, room: bool) -> Option<Stream> {
+        let now = Instant::now();
+        let mut connections = self.http2.borrow_mut();
+        connections.retain(|shared| shared.usable(now) || shared.streams.get() > 0);
+        let usable = connections.iter().filter(|shared| shared.usable(now));
+        let least = usable.min_by_key(|shared| shared.streams.get())?;
+        (!room || least.streams.get() < MAX_STREAMS).then(|| Stream::on(least))
+    }
+
+    pub(crate) fn opened_http2(&self, sender: http2::SendRequest<Outgoing>, to: &Destination) -> Stream {
+        let shared = Rc::new(Shared {
+            sender,
+            streams: Cell::new(0),
+            requests_left: Cell::new(to.max_requests()),
+            idle_timeout: to.idle_timeout(),
+            idle_since: Cell::new(Instant::now()),
+        });
+        self.http2.borrow_mut().push(Rc::clone(&shared));
+        Stream::on(&shared)
+    }
+
+    /// A peer that said it is going away, or broke off: no further request goes there.
+    pub(crate) fn retire(&self, gone: &Rc<Shared>) {
+        gone.requests_left.set(0);
+        self.http2.borrow_mut().retain(|shared| !Rc::ptr_eq(shared, gone));
+    }
+
+    fn evict_http1(&self) -> bool {
+        let mut idle = self.http1.borrow_mut();
+        !idle.is_empty() && {
+            drop(idle.remove(0));
+            true
+        }
+    }
+
+    fn evict_http2(&self) -> bool {
+        let mut connections = self.http2.borrow_mut();
+        let before = connections.len();
+        if let Some(at) = connections.iter().position(|shared| shared.streams.get() == 0) {
+            connections.swap_remove(at);
+        }
+        connections.len() < before
+    }
+}
+
+impl Lent {
+    /// For one more request, which is counted.
+    pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<Outgoing> {
+        self.connection.requests_left = self.connection.requests_left.saturating_sub(1);
+        &mut self.connection.sender
+    }
+
+    /// Whether the exchange has left it usable; ends with an error when it never will be.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.connection.sender.poll_ready(cx)
+    }
+}
+
+impl Idle {
+    fn usable(&self, now: Instant) -> bool {
+        let connection = &self.connection;
+        now.duration_since(self.since) < connection.idle_timeout && connection.sender.is_ready()
+    }
+}
+
+impl Shared {
+    fn usable(&self, now: Instant) -> bool {
+        let idle = self.streams.get() == 0 && now.duration_since(self.idle_since.get()) >= self.idle_timeout;
+        !idle && self.requests_left.get() > 0 && !self.sender.is_closed()
+    }
+}
+
+impl Stream {
+    fn on(shared: &Rc<Shared>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        shared.requests_left.set(shared.requests_left.get().saturating_sub(1));
+        Self(Rc::clone(shared))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+/// Whether there is anything to read on an idle connection: the peer's end, or bytes that nobody asked for.
+fn has_input(socket: RawFd) -> bool {
+    // SAFETY: the socket belongs to the connection's task. It is open, because its sender is ready (checked just before,
+    // on the same thread): the task ends the sender before it closes the socket.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let seen = socket2::SockRef::from(&socket).recv_with_flags(
+        &mut byte,
+        nix::sys::socket::MsgFlags::MSG_PEEK.bits() | nix::sys::socket::MsgFlags::MSG_DONTWAIT.bits(),
+    );
+    !matches!(seen, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,98 @@
+//! Responses that the proxy makes itself. Each says why, in the `weft-reason` header and in one line of text; to a gRPC
+//! client the same as a status in a trailers-only response. It never passes anything of an upstream on.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use weft_api::{Reason, names};
+
+use super::exchange::Served;
+
+const REASON: HeaderName = HeaderName::from_static(names::REASON_HEADER);
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The gRPC status of a reason (gRPC over HTTP2, "Responses"; status codes of grpc/grpc doc/statuscodes.md).
+#[must_use]
+pub const fn grpc_status(reason: Reason) -> u16 {
+    match reason {
+        // DEADLINE_EXCEEDED
+        Reason::RequestTimeout | Reason::PerTryTimeout => 4,
+        // PERMISSION_DENIED
+        Reason::MtlsRequired | Reason::ClientCertificate => 7,
+        // INTERNAL
+        Reason::BadRequest | Reason::HeadersTooLarge => 13,
+        // UNAVAILABLE
+        _ => 14,
+    }
+}
+
+/// The response for a reason.
+#[must_use]
+pub fn reply(reason: Reason, grpc: bool) -> Response<Served> {
+    let word = HeaderValue::from_static(reason.as_str());
+    let mut response = if grpc {
+        let mut response = Response::new(Served::empty());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(reason)));
+        headers.insert(GRPC_MESSAGE, word.clone());
+        response
+    } else {
+        let mut response = Response::new(Served::own(Bytes::from(text(reason))));
+        *response.status_mut() =
+            StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    };
+    response.headers_mut().insert(REASON, word);
+    response
+}
+
+/// The same, and the client shall not use the connection again (HTTP/1 only).
+#[must_use]
+pub fn last_reply(reason: Reason, grpc: bool) -> Response<Served> {
+    let mut response = reply(reason, grpc);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn text(reason: Reason) -> String {
+    format!("weft: {reason}: {}\n", reason.help())
+}
+
+/// A whole HTTP/1.1 response on the wire, for where there is no request to answer.
+#[must_use]
+pub fn raw(reason: Reason) -> Vec<u8> {
+    let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let body = text(reason);
+    format!(
+        "HTTP/1.1 {} {}\r\nconnection: close\r\n{}: {reason}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        names::REASON_HEADER,
+        body.len(),
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_response_of_its_status_and_a_grpc_one() {
+        for reason in Reason::ALL {
+            let plain = reply(*reason, false);
+            assert_eq!(plain.status().as_u16(), reason.status());
+            assert_eq!(plain.headers()["weft-reason"], reason.as_str());
+            let grpc = reply(*reason, true);
+            assert_eq!(grpc.status(), StatusCode::OK);
+            assert_ne!(grpc.headers()["grpc-status"], "0");
+            let raw = String::from_utf8(raw(*reason)).unwrap();
+            assert!(raw.starts_with(&format!("HTTP/1.1 {} ", reason.status())), "{raw}");
+        }
+        assert_eq!(reply(Reason::RequestTimeout, true).headers()["grpc-status"], "4");
+        assert_eq!(reply(Reason::NoHealthyEndpoint, true).headers()["grpc-status"], "14");
+    }
+}

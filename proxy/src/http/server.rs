@@ -1,0 +1,192 @@
+//! Reads requests from a client's connection and writes the responses of a handler, until either side is done or the
+//! proxy drains. Bounded in every direction: head size and time, streams at the same time, resets. It handles nothing.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+
+use http::{Request, Response};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+use weft_api::Reason;
+
+use super::LocalExec;
+use super::client::Wire;
+use super::exchange::Served;
+use super::guard::{Guard, Phase};
+use super::{headers, reply};
+use crate::error::{Error, find};
+
+/// A request's head may have this size.
+const MAX_HEAD: usize = 64 * 1024;
+/// Requests at the same time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 1000;
+
+/// Handles one request.
+pub(crate) trait Handler: 'static {
+    /// It always answers; refusals are answers too.
+    fn handle(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        wire: Wire,
+    ) -> impl Future<Output = Response<Served>> + 'static;
+}
+
+/// Serves one connection to its end. `Err`: the client broke a rule or a limit, outside of any request.
+pub(crate) async fn serve<IO, H>(
+    io: IO,
+    wire: Wire,
+    handler: Rc<H>,
+    drain: Option<&CancellationToken>,
+) -> Result<(), Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    match wire {
+        // Boxed: a connection's task shall have the size of what it serves, not of the largest thing it might.
+        Wire::Http1 => Box::pin(serve_http1(io, handler, drain)).await,
+        Wire::Http2 => Box::pin(serve_http2(io, handler, drain)).await,
+    }
+}
+
+async fn serve_http1<IO, H>(io: IO, handler: Rc<H>, drain: Option<&CancellationToken>) -> Result<(), Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    let phase = Phase::default();
+    let io = TokioIo::new(Guard::new(io, phase.clone()));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if phase.request() {
+            request.extensions_mut().insert(headers::BothLengths);
+        }
+        let (handled, phase) = (Rc::clone(&handler).handle(request, Wire::Http1), phase.clone());
+        async move {
+            let response = handled.await;
+            if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                phase.upgraded();
+            }
+            Ok::<_, Infallible>(response.map(|body| Tracked { body, phase }))
+        }
+    });
+    let mut connection = http1::Builder::new()
+        .max_header_size(MAX_HEAD)
+        .header_read_timeout(None)
+        .auto_date_header(false)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let ended = {
+        let mut connection = Pin::new(&mut connection);
+        let draining = wait_for(drain);
+        let mut draining = pin!(draining);
+        let mut told = false;
+        poll_fn(|cx| {
+            if !told && draining.as_mut().poll(cx).is_ready() {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+    };
+    let Err(e) = ended else { return Ok(()) };
+    let timed_out = find::<io::Error>(&e).is_some_and(|e| e.kind() == io::ErrorKind::TimedOut);
+    if timed_out {
+        if let Some(parts) = connection.into_parts() {
+            let mut io = parts.io.into_inner();
+            // The client may well be gone.
+            let _ = io.write_all(&reply::raw(Reason::ClientTimeout)).await;
+            let _ = io.shutdown().await;
+        }
+        return Err(Error::new(Reason::ClientTimeout, e));
+    }
+    if e.is_parse_too_large() {
+        return Err(Error::new(Reason::HeadersTooLarge, e));
+    }
+    if e.is_parse() {
+        return Err(Error::new(Reason::BadRequest, e));
+    }
+    // Broken off by the client, or by us within a response, which has its own record.
+    Ok(())
+}
+
+async fn serve_http2<IO, H>(io: IO, handler: Rc<H>, drain: Option<&CancellationToken>) -> Result<(), Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    let service = service_fn(move |request| {
+        let handled = Rc::clone(&handler).handle(request, Wire::Http2);
+        async move { Ok::<_, Infallible>(handled.await) }
+    });
+    let connection = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let draining = wait_for(drain);
+    let mut draining = pin!(draining);
+    let mut told = false;
+    let ended = poll_fn(|cx| {
+        if !told && draining.as_mut().poll(cx).is_ready() {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    match ended {
+        Err(e) if find::<h2::Error>(&e).is_some_and(|e| !e.is_io() && !e.is_remote()) => {
+            Err(Error::new(Reason::BadRequest, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn wait_for(drain: Option<&CancellationToken>) {
+    match drain {
+        Some(drain) => drain.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A response's body that tells the guard when it has ended.
+struct Tracked {
+    body: Served,
+    phase: Phase,
+}
+
+impl Body for Tracked {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<bytes::Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.phase.idle();
+    }
+}

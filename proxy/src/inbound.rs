@@ -1,0 +1,270 @@
+//! The path of a connection to the own application: from another proxy, by mTLS and with a verified identity, or from
+//! outside of the mesh, as far as PeerAuthentication allows it. Composes the steps. Where in doubt, it refuses.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use weft_api::Reason;
+
+use crate::detect::{self, First};
+use crate::error::{Error, find};
+use crate::hello::ClientHello;
+use crate::http::exchange::Exchange;
+use crate::http::inbound::{Inbound, Peer};
+use crate::http::{Wire, headers, server};
+use crate::original_dst::canonical;
+use crate::prefixed::Prefixed;
+use crate::proxy::peer_party;
+use crate::record::{Direction, Party};
+use crate::silence::{self, Spoke};
+use crate::snapshot::{MtlsMode, Protocol, Snapshot};
+use crate::tcp::{self, Opaque};
+use crate::tls::{Alpn, peer_identity};
+use crate::worker::Worker;
+
+/// A client that has not spoken by then may be waiting for the application to speak first. Longer than for outgoing
+/// connections: if it is a proxy after all, whose ClientHello is late, it must not get the application's plain words.
+const SILENCE: Duration = Duration::from_millis(50);
+/// A client that must speak first has this long to begin.
+const BEGIN: Duration = Duration::from_secs(10);
+/// From the ClientHello to the end of the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the first connections of all wait for the configuration.
+const CONFIGURED: Duration = Duration::from_secs(2);
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr) {
+    let (accepted, peer) = (Instant::now(), canonical(peer));
+    let original = match worker.proxy.original_dst.of(&client, Direction::Inbound) {
+        Ok(original) => original,
+        Err(e) => {
+            let detail = e.to_string();
+            return worker.proxy.refuse(Direction::Inbound, Reason::BadRequest, peer, Some(&detail));
+        }
+    };
+    let snapshot = configured(worker).await;
+    let port = original.port();
+    // Without configuration nobody can say that plaintext is allowed.
+    let (mode, protocol) = snapshot
+        .workload
+        .as_ref()
+        .map_or((MtlsMode::Strict, Protocol::Detect), |own| (own.mtls_for(port), own.protocol_for(port)));
+    let connection = Connection { worker, peer, original, snapshot, mode, protocol, accepted };
+
+    let mut head = BytesMut::new();
+    let spoke = if mode == MtlsMode::Strict || matches!(protocol, Protocol::Http1 | Protocol::Http2) {
+        // In each of these the client speaks first.
+        match connection.first(&mut client, &mut head).await {
+            Some(first) => Spoke::Client(first),
+            None => return,
+        }
+    } else {
+        let dial = || tcp::dial_plain(worker, original);
+        match Box::pin(silence::end(&mut client, &mut head, SILENCE, dial)).await {
+            Ok(spoke) => spoke,
+            Err(_) => return,
+        }
+    };
+    connection.spoken(spoke, Prefixed::new(head.freeze(), client)).await;
+}
+
+struct Connection<'a> {
+    worker: &'a Rc<Worker>,
+    peer: SocketAddr,
+    original: SocketAddr,
+    snapshot: Arc<Snapshot>,
+    mode: MtlsMode,
+    protocol: Protocol,
+    accepted: Instant,
+}
+
+impl Connection<'_> {
+    async fn first(&self, client: &mut TcpStream, head: &mut BytesMut) -> Option<First> {
+        let first = async {
+            match self.protocol {
+                Protocol::Http1 | Protocol::Http2 => detect::first_of_http(client, head).await,
+                _ => detect::first(client, head).await,
+            }
+        };
+        match timeout(BEGIN, first).await {
+            Ok(first) => first.ok(),
+            Err(_) if self.mode == MtlsMode::Strict => {
+                self.refuse(Reason::MtlsRequired, Some("the client said nothing"));
+                None
+            }
+            // Kept open ahead of need.
+            Err(_) => detect::first(client, head).await.ok(),
+        }
+    }
+
+    async fn spoken(self, spoke: Spoke, client: Prefixed<TcpStream>) {
+        let (first, upstream) = match spoke {
+            Spoke::Client(first) => (first, None),
+            Spoke::ClientOpaque(first, upstream) => (first, Some(upstream)),
+            Spoke::Server { upstream, .. } => return self.copy(None, client, Some(upstream)).await,
+            Spoke::Nobody(error) => return self.opaque().refuse(&error),
+        };
+        match first {
+            First::Nothing => {}
+            First::Tls(hello) if hello.weft => self.by_mtls(client).await,
+            _ if self.mode == MtlsMode::Strict => self.refuse_plaintext(first, client).await,
+            First::Http1 if self.takes_http() => self.http(Wire::Http1, client, Peer::Outside).await,
+            First::Http2 if self.takes_http() => self.http(Wire::Http2, client, Peer::Outside).await,
+            First::Http1 | First::Http2 | First::Opaque => self.copy(None, client, upstream).await,
+            First::Tls(hello) => self.copy(Some(hello), client, upstream).await,
+        }
+    }
+
+    const fn takes_http(&self) -> bool {
+        !matches!(self.protocol, Protocol::Tcp | Protocol::Tls)
+    }
+
+    /// mTLS from another proxy: the ALPN says what is inside.
+    async fn by_mtls(self, client: Prefixed<TcpStream>) {
+        if self.mode == MtlsMode::Disable {
+            return self.refuse(Reason::ClientCertificate, Some("mTLS is disabled for this port"));
+        }
+        let acceptor = TlsAcceptor::from(self.worker.proxy.tls.server());
+        let tls = match timeout(HANDSHAKE, Box::pin(acceptor.accept(client))).await {
+            Ok(Ok(tls)) => Box::new(tls),
+            Ok(Err(e)) => {
+                let of_client = matches!(
+                    find::<rustls::Error>(&e),
+                    Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+                );
+                let reason = if of_client { Reason::ClientCertificate } else { Reason::TlsHandshake };
+                return self.refuse(reason, Error::new(reason, e).detail().as_deref());
+            }
+            Err(_) => return self.refuse(Reason::TlsHandshake, Some("the handshake took too long")),
+        };
+        let (peer, alpn) = match verified(&tls) {
+            Ok(verified) => verified,
+            Err(error) => return self.refuse(error.reason(), error.detail().as_deref()),
+        };
+        match alpn {
+            Alpn::Http1 => self.http(Wire::Http1, tls, peer).await,
+            Alpn::Http2 => self.http(Wire::Http2, tls, peer).await,
+            Alpn::Tcp => {
+                let mut opaque = self.opaque();
+                if let Peer::Mesh { party, .. } = peer {
+                    opaque.record.source = party;
+                    opaque.record.mtls = true;
+                }
+                opaque.dial_and_run(tls, tcp::dial_plain(self.worker, self.original)).await;
+            }
+        }
+    }
+
+    /// Strict: HTTP gets an answer, and the pod's probes pass; the rest is closed.
+    async fn refuse_plaintext(self, first: First, client: Prefixed<TcpStream>) {
+        match first {
+            First::Http1 => self.http(Wire::Http1, client, Peer::Outside).await,
+            First::Http2 => self.http(Wire::Http2, client, Peer::Outside).await,
+            _ => self.opaque().refuse(&Reason::MtlsRequired.into()),
+        }
+    }
+
+    async fn http<IO>(self, wire: Wire, client: IO, peer: Peer)
+    where
+        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { worker, peer: address, original, snapshot, accepted, .. } = self;
+        drop(snapshot);
+        worker.proxy.metrics.detected(accepted.elapsed());
+        let source = match &peer {
+            Peer::Mesh { party, .. } => party.clone(),
+            Peer::Outside => Party::default(),
+        };
+        let handler = Inbound { worker: Rc::clone(worker), client: address, original, peer };
+        let served = server::serve(client, wire, Rc::new(handler), Some(&worker.drain)).await;
+        if let Err(e) = served {
+            let own = worker.proxy.party(&worker.proxy.store.load());
+            Exchange::unread(&worker.proxy, Direction::Inbound, address, [source, own], &e);
+        }
+    }
+
+    async fn copy(
+        self,
+        hello: Option<ClientHello>,
+        client: Prefixed<TcpStream>,
+        upstream: Option<tcp::Opened>,
+    ) {
+        let mut opaque = self.opaque();
+        opaque.record.sni = hello.and_then(|hello| hello.sni);
+        let upstream = match upstream {
+            Some(upstream) => Ok(upstream),
+            None => Box::pin(tcp::dial_plain(self.worker, self.original)).await,
+        };
+        match upstream {
+            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden()).await,
+            Err(error) => opaque.refuse(&error),
+        }
+    }
+
+    /// Waits until plaintext is not allowed here any more.
+    async fn forbidden(&self) -> Reason {
+        let store = &self.worker.proxy.store;
+        let mut changed = store.changed();
+        let port = self.original.port();
+        while store.load().workload.as_ref().is_some_and(|own| own.mtls_for(port) != MtlsMode::Strict) {
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        Reason::MtlsRequired
+    }
+
+    fn opaque(&self) -> Opaque {
+        let mut opaque = Opaque::begin(self.worker, Direction::Inbound, self.peer, self.original);
+        opaque.record.destination = self.worker.proxy.party(&self.snapshot);
+        self.worker.proxy.metrics.detected(self.accepted.elapsed());
+        let own = self.snapshot.workload.as_ref();
+        if let Some(service) = own.and_then(|own| own.service_for(self.original.port())) {
+            opaque.record.service = Arc::clone(service);
+        }
+        opaque
+    }
+
+    fn refuse(&self, reason: Reason, detail: Option<&str>) {
+        self.worker.proxy.refuse(Direction::Inbound, reason, self.peer, detail);
+    }
+}
+
+/// The configuration; at the very start, waits a little for it.
+async fn configured(worker: &Rc<Worker>) -> Arc<Snapshot> {
+    let store = &worker.proxy.store;
+    let snapshot = store.load();
+    if snapshot.workload.is_some() {
+        return snapshot;
+    }
+    let mut changed = store.changed();
+    let arrives = async {
+        while store.load().workload.is_none() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = timeout(CONFIGURED, arrives).await;
+    store.load()
+}
+
+/// Who the client is, and what is inside.
+fn verified<IO>(tls: &TlsStream<IO>) -> Result<(Peer, Alpn), Error> {
+    let session = tls.get_ref().1;
+    let identity = peer_identity(session.peer_certificates().unwrap_or_default())
+        .map_err(|e| Error::new(Reason::ClientCertificate, e))?;
+    let alpn =
+        session.alpn_protocol().and_then(Alpn::of_wire).ok_or_else(|| Error::from(Reason::TlsHandshake))?;
+    let value = headers::identity_value(&identity);
+    let mut party = peer_party(&identity);
+    party.identity = Some(Arc::new(identity));
+    Ok((Peer::Mesh { party, identity: value }, alpn))
+}

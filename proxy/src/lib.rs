@@ -1,0 +1,43 @@
+//! The data plane of Weft. `inbound` and `outbound` are the two paths of a connection; every other module is one
+//! step of them, and steps do not know each other. It never talks to Kubernetes, only to the operator.
+
+pub mod access_log;
+pub mod admin;
+pub mod backoff;
+pub mod balance;
+pub mod breaker;
+mod clock;
+pub mod connect;
+pub mod control;
+pub mod detect;
+pub mod dial;
+pub mod error;
+mod ewma;
+pub mod forward;
+pub mod hello;
+pub mod http;
+pub mod identity;
+mod inbound;
+pub mod init;
+pub mod listener;
+pub mod logging;
+pub mod metrics;
+pub mod original_dst;
+mod outbound;
+pub mod outlier;
+pub mod prefixed;
+pub mod proxy;
+pub mod record;
+pub mod retry;
+pub mod route;
+pub mod run;
+pub mod settings;
+mod silence;
+pub mod snapshot;
+pub mod status;
+pub mod store;
+mod tcp;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod tls;
+mod worker;

@@ -1,0 +1,196 @@
+//! The path of a connection that the own application opens: where does it go, what does it speak, then HTTP or opaque
+//! bytes. Composes the steps; each of them is a module of its own.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use weft_api::Reason;
+
+use crate::detect::{self, First};
+use crate::error::Error;
+use crate::forward::Abort;
+use crate::http::exchange::Exchange;
+use crate::http::outbound::Outbound;
+use crate::http::{Wire, server};
+use crate::original_dst::canonical;
+use crate::prefixed::Prefixed;
+use crate::record::{Direction, Party};
+use crate::silence::{self, Spoke};
+use crate::snapshot::{Protocol, Service, Target};
+use crate::tcp::{self, Opaque};
+use crate::worker::Worker;
+
+/// A client that has not spoken by then may be waiting for the server to speak first.
+const SILENCE: Duration = Duration::from_millis(10);
+/// Where the configuration is missing, a client that is to be told so has this long to say what it speaks.
+const EXPLAIN: Duration = Duration::from_secs(1);
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(worker: &Rc<Worker>, client: TcpStream, peer: SocketAddr) {
+    let peer = canonical(peer);
+    let original = match worker.proxy.original_dst.of(&client, Direction::Outbound) {
+        Ok(original) => original,
+        Err(e) => {
+            let detail = e.to_string();
+            return worker.proxy.refuse(Direction::Outbound, Reason::BadRequest, peer, Some(&detail));
+        }
+    };
+    let lease = worker.proxy.store.lease(original);
+    let connection = Connection { worker, peer, original, accepted: Instant::now() };
+    let spoken = match worker.proxy.store.resolve(original).await {
+        Ok(Target::External) => return connection.external(client).await,
+        Ok(target) => connection.by_service(client, &target).await,
+        Err(reason) => connection.unknown(client, reason).await,
+    };
+    let Some((wire, client)) = spoken else { return };
+    worker.proxy.metrics.detected(connection.accepted.elapsed());
+    let handler = Outbound { worker: Rc::clone(worker), client: peer, original, _lease: lease };
+    if let Err(e) = server::serve(client, wire, Rc::new(handler), None).await {
+        let own = worker.proxy.party(&worker.proxy.store.load());
+        Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);
+    }
+}
+
+struct Connection<'a> {
+    worker: &'a Rc<Worker>,
+    peer: SocketAddr,
+    original: SocketAddr,
+    accepted: Instant,
+}
+
+/// What is left to do when it is HTTP.
+type Http = (Wire, Prefixed<TcpStream>);
+
+impl Connection<'_> {
+    /// Serves what is opaque; gives back what is HTTP.
+    async fn by_service(&self, client: TcpStream, target: &Target) -> Option<Http> {
+        let (Target::Service(service) | Target::Pinned(service, _)) = target else { return None };
+        match service.protocol {
+            Protocol::Tcp => {
+                self.dial_and_copy(service, client, target).await;
+                None
+            }
+            // In these the client speaks first, whatever it says in the end.
+            Protocol::Http1 | Protocol::Http2 | Protocol::Tls => {
+                let mut client = client;
+                let mut head = BytesMut::new();
+                let first = match service.protocol {
+                    Protocol::Tls => detect::first(&mut client, &mut head).await,
+                    _ => detect::first_of_http(&mut client, &mut head).await,
+                };
+                let first = first.ok()?;
+                self.by_first(first, Prefixed::new(head.freeze(), client), service, target).await
+            }
+            Protocol::Detect => self.detect(client, service, target).await,
+        }
+    }
+
+    async fn detect(&self, mut client: TcpStream, service: &Arc<Service>, target: &Target) -> Option<Http> {
+        let mut head = BytesMut::new();
+        let dial = || tcp::dial(self.worker, target);
+        // Where the server is known to speak first, it is not kept waiting.
+        let server_first = service.live.learned() == Protocol::Tcp;
+        let patience = if server_first { Duration::ZERO } else { SILENCE };
+        let spoke = Box::pin(silence::end(&mut client, &mut head, patience, dial)).await.ok()?;
+        let client = Prefixed::new(head.freeze(), client);
+        match spoke {
+            Spoke::Client(first) => {
+                if server_first && matches!(first, First::Http1 | First::Http2) {
+                    // Another application has come to live there.
+                    service.live.learn(Protocol::Detect);
+                }
+                self.by_first(first, client, service, target).await
+            }
+            Spoke::ClientOpaque(first, upstream) => {
+                let mut opaque = self.opaque(Some(service));
+                if let First::Tls(hello) = first {
+                    opaque.record.sni = hello.sni;
+                }
+                opaque.run(client, upstream).await;
+                None
+            }
+            Spoke::Server { upstream, proven } => {
+                if proven {
+                    // The next connection does not wait.
+                    service.live.learn(Protocol::Tcp);
+                }
+                self.opaque(Some(service)).run(client, upstream).await;
+                None
+            }
+            Spoke::Nobody(error) => {
+                self.opaque(Some(service)).refuse(&error);
+                None
+            }
+        }
+    }
+
+    async fn by_first(
+        &self,
+        first: First,
+        client: Prefixed<TcpStream>,
+        service: &Arc<Service>,
+        target: &Target,
+    ) -> Option<Http> {
+        match first {
+            First::Http1 => Some((Wire::Http1, client)),
+            First::Http2 => Some((Wire::Http2, client)),
+            First::Nothing => None,
+            First::Opaque => {
+                self.dial_and_copy(service, client, target).await;
+                None
+            }
+            First::Tls(hello) => {
+                let mut opaque = self.opaque(Some(service));
+                opaque.record.sni = hello.sni;
+                opaque.dial_and_run(client, tcp::dial(self.worker, target)).await;
+                None
+            }
+        }
+    }
+
+    async fn dial_and_copy<C>(&self, service: &Arc<Service>, client: C, target: &Target)
+    where
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        let dial = tcp::dial(self.worker, target);
+        self.opaque(Some(service)).dial_and_run(client, dial).await;
+    }
+
+    async fn external(&self, client: TcpStream) {
+        let dial = tcp::dial_plain(self.worker, self.original);
+        self.opaque(None).dial_and_run(client, dial).await;
+    }
+
+    /// The operator has not said what the destination is. HTTP is asked about once more with each request, and told.
+    async fn unknown(&self, mut client: TcpStream, reason: Reason) -> Option<Http> {
+        let mut head = BytesMut::new();
+        let first = timeout(EXPLAIN, detect::first(&mut client, &mut head)).await;
+        let client = Prefixed::new(head.freeze(), client);
+        match first {
+            Ok(Ok(First::Http1)) => Some((Wire::Http1, client)),
+            Ok(Ok(First::Http2)) => Some((Wire::Http2, client)),
+            _ => {
+                self.opaque(None).refuse(&Error::from(reason));
+                None
+            }
+        }
+    }
+
+    fn opaque(&self, service: Option<&Arc<Service>>) -> Opaque {
+        let mut opaque = Opaque::begin(self.worker, Direction::Outbound, self.peer, self.original);
+        let proxy = &self.worker.proxy;
+        proxy.metrics.detected(self.accepted.elapsed());
+        opaque.record.source = proxy.party(&proxy.store.load());
+        if let Some(service) = service {
+            opaque.record.service = Arc::clone(&service.key);
+            opaque.record.destination.namespace = Arc::clone(&service.namespace);
+        }
+        opaque
+    }
+}

@@ -1,0 +1,91 @@
+//! What all workers of the data path share: configuration, certificates, where to record. Built once at start; nothing
+//! in it is locked by a request.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use weft_api::{Identity, Reason};
+
+use crate::access_log::AccessLog;
+use crate::metrics::Metrics;
+use crate::original_dst::OriginalDst;
+use crate::record::{Direction, Party, RequestRecord, TcpRecord};
+use crate::snapshot::Snapshot;
+use crate::store::SnapshotStore;
+use crate::tls::Tls;
+
+/// See the module.
+pub struct Proxy {
+    /// Configuration.
+    pub store: Arc<SnapshotStore>,
+    /// Own certificate and trust bundle.
+    pub tls: Arc<Tls>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// One line per request and connection.
+    pub access_log: AccessLog,
+    /// Who this workload is.
+    pub identity: Arc<Identity>,
+    /// Addresses of the own pod: an endpoint of these is the own application, called without mTLS.
+    pub pod_ips: Vec<IpAddr>,
+    /// Connections at the same time, in and out together.
+    pub max_connections: usize,
+    /// Where redirected connections were going.
+    pub original_dst: OriginalDst,
+}
+
+impl Proxy {
+    /// The own pod as one end of a request.
+    #[must_use]
+    pub fn party(&self, snapshot: &Snapshot) -> Party {
+        let identity = Some(Arc::clone(&self.identity));
+        snapshot.workload.as_ref().map_or_else(
+            || Party { identity: identity.clone(), ..peer_party(&self.identity) },
+            |own| Party {
+                namespace: Arc::clone(&own.namespace),
+                workload: Arc::clone(&own.name),
+                identity: identity.clone(),
+            },
+        )
+    }
+
+    /// Whether an address is the own pod's.
+    #[must_use]
+    pub fn is_own(&self, addr: SocketAddr) -> bool {
+        self.pod_ips.contains(&addr.ip())
+    }
+
+    /// The end of a request.
+    pub fn record(&self, record: &RequestRecord) {
+        self.metrics.request(record);
+        self.access_log.request(record);
+    }
+
+    /// The end of an opaque connection.
+    pub fn record_tcp(&self, record: &TcpRecord) {
+        self.metrics.tcp(record);
+        self.access_log.tcp(record);
+    }
+
+    /// A connection refused before it was known what it is.
+    pub fn refuse(&self, direction: Direction, reason: Reason, peer: SocketAddr, detail: Option<&str>) {
+        self.metrics.refusal(direction, reason);
+        tracing::info!(
+            direction = direction.as_str(),
+            reason = reason.as_str(),
+            %peer,
+            detail = detail.unwrap_or_default(),
+            "connection refused"
+        );
+    }
+}
+
+/// A client known by its certificate only.
+#[must_use]
+pub fn peer_party(identity: &Identity) -> Party {
+    Party {
+        namespace: identity.namespace.as_str().into(),
+        workload: identity.service_account.as_str().into(),
+        identity: None,
+    }
+}

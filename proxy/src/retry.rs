@@ -1,0 +1,212 @@
+//! Retries: whether a failed try may be followed by another, when, and the budget that all requests to a service share.
+//! Pure decisions and counters; it sends nothing and never sleeps.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use rand::Rng;
+use tokio::time::Instant;
+
+use crate::clock;
+
+#[cfg(test)]
+mod tests;
+
+/// When and how often a route tries again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Tries beyond the first.
+    pub attempts: u32,
+    /// Until the response's head, of each try.
+    pub per_try_timeout: Option<Duration>,
+    /// The endpoint could not be reached.
+    pub on_connect_failure: bool,
+    /// The connection was lost, or the try's time passed, before the response's head.
+    pub on_reset: bool,
+    /// 502, 503 and 504.
+    pub on_gateway_error: bool,
+    /// Every 5xx.
+    pub on_5xx: bool,
+    /// gRPC status UNAVAILABLE in a response without messages.
+    pub on_grpc_unavailable: bool,
+    /// Also requests that may have had an effect.
+    pub non_idempotent: bool,
+    /// Bound of the wait before the first retry; doubled for each further one.
+    pub backoff_base: Duration,
+    /// Bound of every wait.
+    pub backoff_max: Duration,
+    /// Retries per 100 requests to the service.
+    pub budget_percent: u32,
+    /// Retries per second that are allowed besides.
+    pub budget_min_per_second: u32,
+}
+
+impl Default for RetryPolicy {
+    /// Holds where no policy says otherwise: two more tries, 25 ms to 250 ms apart, after failed connects and resets,
+    /// within 20 % and 10 per second.
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            per_try_timeout: None,
+            on_connect_failure: true,
+            on_reset: true,
+            on_gateway_error: false,
+            on_5xx: false,
+            on_grpc_unavailable: false,
+            non_idempotent: false,
+            backoff_base: Duration::from_millis(25),
+            backoff_max: Duration::from_millis(250),
+            budget_percent: 20,
+            budget_min_per_second: 10,
+        }
+    }
+}
+
+/// How a try failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// No connection: nothing reached the application.
+    Connect,
+    /// The peer said that it did not look at the request (HTTP/2 REFUSED_STREAM, a GOAWAY below the stream), or a pooled
+    /// connection was gone before anything was written.
+    Untouched,
+    /// The connection was lost before the response's head.
+    Reset,
+    /// The per-try timeout passed.
+    PerTryTimeout,
+    /// A response with this status.
+    Status(u16),
+    /// A trailers-only gRPC response with status UNAVAILABLE.
+    GrpcUnavailable,
+}
+
+/// A failed try.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// 1 for the first.
+    pub number: u32,
+    /// The request's.
+    pub method: &'a Method,
+    /// How it failed.
+    pub failed: Failed,
+    /// Whether the request can be sent again from its beginning: its body is empty or was kept.
+    pub replayable: bool,
+}
+
+/// The wait before the next try, or `None`: the failure stands. The budget is asked by the caller, last.
+#[must_use]
+pub fn decide(policy: &RetryPolicy, attempt: &Attempt<'_>, rng: &mut impl Rng) -> Option<Duration> {
+    let again = attempt.number <= policy.attempts
+        && attempt.replayable
+        && wanted(policy, attempt.failed)
+        && (policy.non_idempotent || is_harmless(attempt));
+    again.then(|| backoff(policy, attempt.number, rng))
+}
+
+fn wanted(policy: &RetryPolicy, failed: Failed) -> bool {
+    match failed {
+        Failed::Connect => policy.on_connect_failure,
+        Failed::Untouched | Failed::Reset => policy.on_reset,
+        // The proxy itself resets the try; to the client it would be a 504.
+        Failed::PerTryTimeout => policy.on_reset || policy.on_gateway_error || policy.on_5xx,
+        Failed::Status(502..=504) => policy.on_gateway_error || policy.on_5xx,
+        Failed::Status(500..=599) => policy.on_5xx,
+        Failed::Status(_) => false,
+        Failed::GrpcUnavailable => policy.on_grpc_unavailable,
+    }
+}
+
+/// Idempotent by RFC 9110 section 9.2.2, or nothing of it reached the application.
+fn is_harmless(attempt: &Attempt<'_>) -> bool {
+    matches!(attempt.failed, Failed::Connect | Failed::Untouched) || attempt.method.is_idempotent()
+}
+
+/// Exponential with full jitter: evenly between nothing and the bound, so that many clients spread out.
+/// Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+fn backoff(policy: &RetryPolicy, number: u32, rng: &mut impl Rng) -> Duration {
+    let factor = 1 << (number.max(1) - 1).min(20);
+    let bound = policy.backoff_base.saturating_mul(factor).min(policy.backoff_max);
+    bound.mul_f64(rng.random_range(0.0..=1.0))
+}
+
+/// How long a request's deposit counts.
+pub const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+const SLOTS: usize = 10;
+
+/// Bounds the retries of all requests to a service together: each request deposits a share of a retry, each retry
+/// withdraws a whole one; deposits of the last ten seconds count. Besides, a few per second are always allowed, so that
+/// a service with little traffic is retried too. A deposit is one atomic operation.
+/// Source: Finagle's `RetryBudget` and linkerd's `TpsBudget`; unlike theirs, the floor is a bucket of one second, so
+/// that it allows no burst of ten times its rate.
+#[derive(Debug, Default)]
+pub struct Budget {
+    // Each slot: the second that it is of in the high half, hundredths of a retry in the low half.
+    deposits: [AtomicU64; SLOTS],
+    spent: Mutex<Spent>,
+}
+
+#[derive(Debug, Default)]
+struct Spent {
+    // Second and retries withdrawn from the deposits.
+    slots: [(u64, u64); SLOTS],
+    // When the floor was last filled, and what of it is used, in thousandths of a retry.
+    floor_at: u64,
+    floor_used: u64,
+}
+
+impl Budget {
+    /// A request that is not a retry.
+    pub fn deposit(&self, policy: &RetryPolicy, now: Instant) {
+        let second = clock::millis(now) / 1000;
+        let slot = &self.deposits[slot_of(second)];
+        let add = u64::from(policy.budget_percent);
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            let (at, sum) = (word >> 32, word & 0xffff_ffff);
+            let sum = if at == second & 0xffff_ffff { (sum + add).min(0xffff_ffff) } else { add };
+            Some((second & 0xffff_ffff) << 32 | sum)
+        });
+    }
+
+    /// Whether one retry may go; it is then paid for.
+    #[must_use]
+    pub fn withdraw(&self, policy: &RetryPolicy, now: Instant) -> bool {
+        let millis = clock::millis(now);
+        let second = millis / 1000;
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+
+        let floor = u64::from(policy.budget_min_per_second) * 1000;
+        let filled =
+            millis.saturating_sub(spent.floor_at).saturating_mul(u64::from(policy.budget_min_per_second));
+        spent.floor_used = spent.floor_used.saturating_sub(filled);
+        spent.floor_at = millis;
+        if spent.floor_used + 1000 <= floor {
+            spent.floor_used += 1000;
+            return true;
+        }
+
+        let recent = |at: u64| second.saturating_sub(at) < SLOTS as u64;
+        let withdrawn: u64 = spent.slots.iter().filter(|(at, _)| recent(*at)).map(|(_, n)| n).sum();
+        if self.deposited(second) < (withdrawn + 1) * 100 {
+            return false;
+        }
+        let slot = &mut spent.slots[slot_of(second)];
+        *slot = if slot.0 == second { (second, slot.1 + 1) } else { (second, 1) };
+        true
+    }
+
+    // Hundredths of a retry in the window.
+    fn deposited(&self, second: u64) -> u64 {
+        let sum = |word: u64| {
+            let age = (second & 0xffff_ffff).wrapping_sub(word >> 32);
+            if age < SLOTS as u64 { word & 0xffff_ffff } else { 0 }
+        };
+        self.deposits.iter().map(|slot| sum(slot.load(Ordering::Relaxed))).sum()
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)]
+const fn slot_of(second: u64) -> usize {
+    (second % SLOTS as u64) as usize
+}

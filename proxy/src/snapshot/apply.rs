@@ -1,0 +1,166 @@
+//! The next snapshot: the present one and an update of the operator. Pure. What cannot be understood is rejected by
+//! itself and its last good version stays; live state is carried over by key, so that no update resets a counter.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prost::Message as _;
+use weft_api::v1;
+
+use super::parse::{self, Invalid};
+use super::{
+    Cluster, ClusterLive, Endpoint, EndpointLive, HealthChanges, Service, ServiceLive, Snapshot, Target,
+    service_of,
+};
+use crate::breaker::{Breaker, Limits};
+
+impl Snapshot {
+    /// The snapshot after an update, and what of the update was not taken.
+    #[must_use]
+    pub fn apply(&self, update: &v1::ToProxy) -> (Self, Vec<v1::Rejection>) {
+        let mut next = self.clone();
+        let mut rejections = Vec::new();
+        let mut reject = |resource: &str, invalid: Invalid| {
+            rejections.push(v1::Rejection { resource: resource.to_owned(), message: invalid.to_string() });
+        };
+
+        if let Some(workload) = &update.workload {
+            match parse::workload(workload) {
+                Ok(workload) if self.workload.as_deref() == Some(&workload) => {}
+                Ok(workload) => next.workload = Some(Arc::new(workload)),
+                Err(invalid) => reject("workload", invalid),
+            }
+        }
+
+        let mut carried = Carried::default();
+        let mut changed = HashSet::new();
+        for message in &update.services {
+            let fingerprint = fingerprint(message);
+            if self.services.get(message.key.as_str()).is_some_and(|last| last.fingerprint == fingerprint) {
+                continue;
+            }
+            // Only now: most updates change no service.
+            carried.fill(self);
+            match parse::service(message, fingerprint, &mut carried) {
+                Ok(service) => {
+                    changed.insert(Arc::clone(&service.key));
+                    next.services.insert(Arc::clone(&service.key), Arc::new(service));
+                }
+                Err(invalid) => reject(&message.key, invalid),
+            }
+        }
+        for key in &update.removed_services {
+            next.services.remove(key.as_str());
+        }
+        if !changed.is_empty() {
+            next.retarget(&changed);
+        }
+
+        for message in &update.addresses {
+            match parse::address(message, &next.services) {
+                Ok((address, target)) => {
+                    next.addresses.insert(address, target);
+                }
+                Err(invalid) => reject(&message.address, invalid),
+            }
+        }
+        (next, rejections)
+    }
+
+    /// Points addresses to the new versions of their services. A pinned endpoint that has gone stays as it was until the
+    /// operator says what its address is now.
+    fn retarget(&mut self, changed: &HashSet<Arc<str>>) {
+        let services = &self.services;
+        for target in self.addresses.values_mut() {
+            let (Target::Service(old) | Target::Pinned(old, _)) = &*target else { continue };
+            if !changed.contains(&old.key) {
+                continue;
+            }
+            let Some(new) = services.get(&old.key) else { continue };
+            *target = match &*target {
+                Target::Pinned(_, endpoint) => {
+                    let now = new.endpoint(endpoint.addr).unwrap_or(endpoint);
+                    Target::Pinned(Arc::clone(new), Arc::clone(now))
+                }
+                _ => Target::Service(Arc::clone(new)),
+            };
+        }
+    }
+}
+
+impl Service {
+    /// An endpoint of the default cluster.
+    #[must_use]
+    pub fn endpoint(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
+        self.default_cluster.endpoints.iter().find(|endpoint| endpoint.addr == addr)
+    }
+}
+
+fn fingerprint(service: &v1::Service) -> u64 {
+    // The message holds no map, so equal ones have equal bytes.
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&service.encode_to_vec());
+    hasher.finish()
+}
+
+/// Service, address, pod.
+type EndpointKey = (Box<str>, SocketAddr, Box<str>);
+
+/// Live state by key: of the last snapshot, and of what this update has made so far.
+#[derive(Default)]
+pub(super) struct Carried {
+    filled: bool,
+    services: HashMap<Arc<str>, Arc<ServiceLive>>,
+    clusters: HashMap<Arc<str>, (Arc<Breaker>, Arc<ClusterLive>)>,
+    // A subset's endpoint is the same as the whole service's; another pod at the address of an earlier one is not.
+    endpoints: HashMap<EndpointKey, Arc<EndpointLive>>,
+    health: HealthChanges,
+}
+
+impl Carried {
+    fn fill(&mut self, last: &Snapshot) {
+        if std::mem::replace(&mut self.filled, true) {
+            return;
+        }
+        self.health = last.health.clone();
+        for service in last.services.values() {
+            self.services.insert(Arc::clone(&service.key), Arc::clone(&service.live));
+            for cluster in &service.clusters {
+                self.keep(cluster);
+            }
+        }
+    }
+
+    fn keep(&mut self, cluster: &Cluster) {
+        self.clusters
+            .insert(Arc::clone(&cluster.name), (Arc::clone(&cluster.breaker), Arc::clone(&cluster.live)));
+        for endpoint in &cluster.endpoints {
+            self.endpoints
+                .entry((service_of(&cluster.name).into(), endpoint.addr, (&*endpoint.pod).into()))
+                .or_insert_with(|| Arc::clone(&endpoint.live));
+        }
+    }
+
+    pub(super) fn service(&mut self, key: &Arc<str>) -> Arc<ServiceLive> {
+        Arc::clone(self.services.entry(Arc::clone(key)).or_default())
+    }
+
+    pub(super) fn cluster(&mut self, name: &Arc<str>, limits: Limits) -> (Arc<Breaker>, Arc<ClusterLive>) {
+        let (breaker, live) = self
+            .clusters
+            .entry(Arc::clone(name))
+            .or_insert_with(|| (Arc::new(Breaker::new(limits)), Arc::default()));
+        if breaker.limits() != limits {
+            *breaker = Arc::new(breaker.with_limits(limits));
+        }
+        (Arc::clone(breaker), Arc::clone(live))
+    }
+
+    pub(super) fn endpoint(&mut self, cluster: &str, addr: SocketAddr, pod: &str) -> Arc<EndpointLive> {
+        let health = &self.health;
+        let key = (service_of(cluster).into(), addr, pod.into());
+        Arc::clone(self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointLive::new(health))))
+    }
+}

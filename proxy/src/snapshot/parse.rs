@@ -1,0 +1,375 @@
+//! From the operator's messages to what the data path uses: every text checked, every regular expression compiled within
+//! bounds. An error is one sentence that names the field; it becomes a rejection. It keeps nothing.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+use regex::{Regex, RegexBuilder};
+use weft_api::{Identity, v1};
+
+use super::apply::Carried;
+use super::{Balancer, Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
+use crate::balance::weights::Weights;
+use crate::breaker::Limits;
+use crate::outlier::OutlierConfig;
+use crate::retry::RetryPolicy;
+use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
+
+/// Why a resource is not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub(super) struct Invalid {
+    field: String,
+    problem: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+
+    /// The same, further inside.
+    fn within(self, outer: &str) -> Self {
+        let inner = self.field;
+        Self { field: if inner.is_empty() { outer.to_owned() } else { format!("{outer}.{inner}") }, ..self }
+    }
+}
+
+type Result<T> = std::result::Result<T, Invalid>;
+
+fn list<T, U>(field: &str, items: &[T], mut parse: impl FnMut(&T) -> Result<U>) -> Result<Vec<U>> {
+    items
+        .iter()
+        .enumerate()
+        .map(|(i, item)| parse(item).map_err(|e| e.within(&format!("{field}[{i}]"))))
+        .collect()
+}
+
+pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
+    let ports = |field: &'static str, port: &u32| port_of(*port).map_err(|e| e.within(field));
+    Ok(Workload {
+        namespace: required("namespace", &message.namespace)?.into(),
+        pod: required("pod", &message.pod)?.into(),
+        name: required("name", &message.name)?.into(),
+        identity: identity("identity", &message.identity)?,
+        mtls: mtls("mtls", message.mtls)?,
+        port_mtls: message
+            .port_mtls
+            .iter()
+            .map(|(port, mode)| Ok((ports("port_mtls", port)?, mtls("port_mtls", *mode)?)))
+            .collect::<Result<_>>()?,
+        port_protocol: message
+            .port_protocol
+            .iter()
+            .map(|(port, p)| Ok((ports("port_protocol", port)?, protocol("port_protocol", *p)?)))
+            .collect::<Result<_>>()?,
+        probes: list("probes", &message.probes, probe)?,
+        port_service: message
+            .port_service
+            .iter()
+            .map(|(port, service)| Ok((ports("port_service", port)?, service.as_str().into())))
+            .collect::<Result<_>>()?,
+        sources: message.sources.clone(),
+    })
+}
+
+fn probe(message: &v1::Probe) -> Result<Probe> {
+    let port = port_of(message.port).map_err(|e| e.within("port"))?;
+    match &message.kind {
+        Some(v1::probe::Kind::HttpPath(path)) => {
+            // The kubelet takes a path without its slash too.
+            let slash = if path.starts_with('/') { "" } else { "/" };
+            Ok(Probe::Http(port, format!("{slash}{path}")))
+        }
+        Some(v1::probe::Kind::GrpcService(service)) => Ok(Probe::Grpc(port, service.clone())),
+        None => Err(Invalid::new(
+            "kind",
+            "is not given: update the proxy, its operator knows a kind that it does not",
+        )),
+    }
+}
+
+pub(super) fn address(
+    message: &v1::Address,
+    services: &HashMap<Arc<str>, Arc<Service>>,
+) -> Result<(SocketAddr, Target)> {
+    let address = socket("address", &message.address)?;
+    let known = |key: &str| {
+        let service = services.get(key).cloned();
+        service.ok_or_else(|| Invalid::new("service", format!("`{key}` is not known here, or was rejected")))
+    };
+    let target = match &message.target {
+        Some(v1::address::Target::Service(key)) => Target::Service(known(key)?),
+        Some(v1::address::Target::Pinned(pinned)) => {
+            let service = known(&pinned.service)?;
+            let addr = socket("pinned.endpoint", &pinned.endpoint)?;
+            let endpoint = service.endpoint(addr).cloned().ok_or_else(|| {
+                let problem = format!("`{addr}` is not an endpoint of `{}`", service.default_cluster.name);
+                Invalid::new("pinned.endpoint", problem)
+            })?;
+            Target::Pinned(service, endpoint)
+        }
+        Some(v1::address::Target::External(_)) => Target::External,
+        None => return Err(Invalid::new("target", "is not given")),
+    };
+    Ok((address, target))
+}
+
+pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Carried) -> Result<Service> {
+    let key: Arc<str> = required("key", &message.key)?.into();
+    let clusters = list("clusters", &message.clusters, |c| cluster(c, carried).map(Arc::new))?;
+    let default_cluster =
+        find(&clusters, &message.default_cluster).map_err(|e| e.within("default_cluster"))?;
+    let routes = list("routes", &message.routes, |r| route(r, &clusters))?;
+    if !routes.last().is_some_and(|last| last.matches.is_empty()) {
+        return Err(Invalid::new("routes", "the last one must match everything"));
+    }
+    Ok(Service {
+        namespace: required("namespace", &message.namespace)?.into(),
+        name: required("name", &message.name)?.into(),
+        port: port_of(message.port).map_err(|e| e.within("port"))?,
+        protocol: protocol("protocol", message.protocol)?,
+        routes,
+        default_cluster,
+        clusters,
+        hosts: message.hosts.clone(),
+        sources: message.sources.clone(),
+        live: carried.service(&key),
+        key,
+        fingerprint,
+    })
+}
+
+fn find(clusters: &[Arc<Cluster>], name: &str) -> Result<Arc<Cluster>> {
+    let found = clusters.iter().find(|cluster| &*cluster.name == name).cloned();
+    found.ok_or_else(|| Invalid::new("", format!("`{name}` is not one of the clusters")))
+}
+
+fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
+    let name: Arc<str> = required("name", &message.name)?.into();
+    let balancer = match v1::Balancer::try_from(message.balancer) {
+        Ok(v1::Balancer::PeakEwma) => Balancer::PeakEwma,
+        Ok(v1::Balancer::LeastRequest) => Balancer::LeastRequest,
+        Ok(v1::Balancer::RoundRobin) => Balancer::RoundRobin,
+        Ok(v1::Balancer::Random) => Balancer::Random,
+        Err(_) => return Err(unknown("balancer", message.balancer)),
+    };
+    let endpoints = list("endpoints", &message.endpoints, |e| endpoint(e, &name, carried).map(Arc::new))?;
+    let weights: Vec<u32> = endpoints.iter().map(|e| e.weight).collect();
+    let (breaker, live) = carried.cluster(&name, limits(message.breaker.as_ref()));
+    Ok(Cluster {
+        balancer,
+        weights: Weights::new(&weights),
+        endpoints,
+        breaker,
+        outlier: message.outlier.as_ref().and_then(outlier),
+        connect_timeout: millis(message.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT),
+        idle_timeout: millis(message.idle_timeout_ms).unwrap_or(IDLE_TIMEOUT),
+        max_requests_per_connection: unless_zero(message.max_requests_per_connection),
+        live,
+        name,
+    })
+}
+
+/// Where the operator says nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn limits(message: Option<&v1::Breaker>) -> Limits {
+    message.map_or_else(Limits::default, |breaker| Limits {
+        connections: unless_zero(breaker.max_connections),
+        pending: unless_zero(breaker.max_pending_requests),
+        requests: unless_zero(breaker.max_concurrent_requests),
+        retries: unless_zero(breaker.max_retries),
+    })
+}
+
+fn outlier(message: &v1::Outlier) -> Option<OutlierConfig> {
+    let base_ejection = millis(message.base_ejection_ms).unwrap_or(Duration::from_secs(10));
+    Some(OutlierConfig {
+        // 0 switches ejection off, as in the resource.
+        consecutive_failures: unless_zero(message.consecutive_failures)?,
+        base_ejection,
+        max_ejection: millis(message.max_ejection_ms).unwrap_or(Duration::from_secs(300)).max(base_ejection),
+        max_ejected_percent: message.max_ejected_percent.min(100),
+    })
+}
+
+fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Result<Endpoint> {
+    let addr = socket("address", &message.address)?;
+    let identity = match message.identity.as_str() {
+        "" => None,
+        text => Some(identity("identity", text)?),
+    };
+    Ok(Endpoint {
+        addr,
+        weight: message.weight,
+        identity,
+        pod: message.pod.as_str().into(),
+        workload: message.workload.as_str().into(),
+        zone: message.zone.as_str().into(),
+        live: carried.endpoint(cluster, addr, &message.pod),
+    })
+}
+
+fn route(message: &v1::Route, clusters: &[Arc<Cluster>]) -> Result<Route> {
+    let backends = list("backends", &message.backends, |backend| {
+        let cluster = find(clusters, &backend.cluster).map_err(|e| e.within("cluster"))?;
+        Ok(Backend { cluster, weight: backend.weight })
+    })?;
+    let total_weight = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    if backends.is_empty() || (backends.len() > 1 && total_weight == 0) {
+        return Err(Invalid::new("backends", "at least one must have a weight above 0"));
+    }
+    Ok(Route {
+        name: message.name.as_str().into(),
+        matches: list("matches", &message.matches, request_match)?,
+        backends,
+        timeout: millis(message.timeout_ms),
+        retry: message
+            .retry
+            .as_ref()
+            .map_or_else(|| Ok(RetryPolicy::default()), retry)
+            .map_err(|e| e.within("retry"))?,
+        total_weight,
+    })
+}
+
+fn request_match(message: &v1::Match) -> Result<RequestMatch> {
+    let path = match &message.path {
+        None => None,
+        Some(v1::r#match::Path::PathExact(whole)) => Some(PathMatch::Exact(whole.clone())),
+        Some(v1::r#match::Path::PathPrefix(prefix)) => Some(PathMatch::Prefix(prefix.clone())),
+        Some(v1::r#match::Path::PathRegex(text)) => Some(PathMatch::Regex(regex("path_regex", text)?)),
+    };
+    let method = match message.method.as_str() {
+        "" => None,
+        text => Some(
+            Method::from_bytes(text.as_bytes())
+                .map_err(|_| Invalid::new("method", format!("`{text}` is not an HTTP method")))?,
+        ),
+    };
+    Ok(RequestMatch { path, method, headers: list("headers", &message.headers, header_match)? })
+}
+
+fn header_match(message: &v1::HeaderMatch) -> Result<HeaderMatch> {
+    use v1::header_match::Value;
+    let name = HeaderName::from_bytes(message.name.as_bytes())
+        .map_err(|_| Invalid::new("name", format!("`{}` is not the name of a header", message.name)))?;
+    let value = match &message.value {
+        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
+        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
+        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
+        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
+        None => return Err(Invalid::new("value", "is not given")),
+    };
+    Ok(HeaderMatch { name, value })
+}
+
+/// Bounds of a regular expression: its text, and its compiled form. Matching takes time linear in the text that is
+/// matched (the crate has no backtracking).
+const REGEX_TEXT: usize = 1024;
+const REGEX_SIZE: usize = 256 * 1024;
+
+fn regex(field: &str, text: &str) -> Result<Regex> {
+    if text.len() > REGEX_TEXT {
+        return Err(Invalid::new(field, format!("the expression is longer than {REGEX_TEXT} bytes")));
+    }
+    let compiled = |text: &str| {
+        RegexBuilder::new(text).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE).build().map_err(|error| {
+            match error {
+                regex::Error::CompiledTooBig(_) => {
+                    Invalid::new(field, format!("`{text}` is too large when compiled"))
+                }
+                _ => Invalid::new(field, format!("`{text}` is not a regular expression (RE2 syntax)")),
+            }
+        })
+    };
+    // By itself first, so that `a)|(b` cannot close the group, which keeps alternatives within the anchors.
+    compiled(text)?;
+    compiled(&format!("^(?:{text})$"))
+}
+
+fn retry(message: &v1::Retry) -> Result<RetryPolicy> {
+    use v1::RetryOn;
+    let mut on = Vec::new();
+    for value in &message.on {
+        match RetryOn::try_from(*value) {
+            Ok(RetryOn::Unspecified) | Err(_) => return Err(unknown("on", *value)),
+            Ok(known) => on.push(known),
+        }
+    }
+    let default = RetryPolicy::default();
+    let backoff_base = millis(message.backoff_base_ms).unwrap_or(default.backoff_base);
+    Ok(RetryPolicy {
+        attempts: message.attempts.min(10),
+        per_try_timeout: millis(message.per_try_timeout_ms),
+        on_connect_failure: on.contains(&RetryOn::ConnectFailure),
+        on_reset: on.contains(&RetryOn::Reset),
+        on_gateway_error: on.contains(&RetryOn::GatewayError),
+        on_5xx: on.contains(&RetryOn::RetryOn5xx),
+        on_grpc_unavailable: on.contains(&RetryOn::GrpcUnavailable),
+        non_idempotent: message.non_idempotent,
+        backoff_base,
+        backoff_max: millis(message.backoff_max_ms).unwrap_or(default.backoff_max).max(backoff_base),
+        budget_percent: message.budget_percent.min(100),
+        budget_min_per_second: message.budget_min_per_second.min(10_000),
+    })
+}
+
+fn required<'a>(field: &str, text: &'a str) -> Result<&'a str> {
+    if text.is_empty() { Err(Invalid::new(field, "is empty")) } else { Ok(text) }
+}
+
+fn identity(field: &str, text: &str) -> Result<Arc<Identity>> {
+    text.parse::<Identity>()
+        .map(Arc::new)
+        .map_err(|error: weft_api::spiffe::ParseError| Invalid::new(field, error.to_string()))
+}
+
+fn socket(field: &str, text: &str) -> Result<SocketAddr> {
+    let bad =
+        || Invalid::new(field, format!("`{}` is not ip:port", text.chars().take(100).collect::<String>()));
+    text.parse().map_err(|_| bad())
+}
+
+fn port_of(port: u32) -> Result<u16> {
+    let bad = || Invalid::new("", format!("{port} is not a port"));
+    u16::try_from(port).ok().filter(|&port| port > 0).ok_or_else(bad)
+}
+
+fn mtls(field: &str, value: i32) -> Result<MtlsMode> {
+    match v1::MtlsMode::try_from(value) {
+        Ok(v1::MtlsMode::Permissive) => Ok(MtlsMode::Permissive),
+        Ok(v1::MtlsMode::Strict) => Ok(MtlsMode::Strict),
+        Ok(v1::MtlsMode::Disable) => Ok(MtlsMode::Disable),
+        Ok(v1::MtlsMode::Unspecified) | Err(_) => Err(unknown(field, value)),
+    }
+}
+
+fn protocol(field: &str, value: i32) -> Result<Protocol> {
+    match v1::Protocol::try_from(value) {
+        Ok(v1::Protocol::Detect) => Ok(Protocol::Detect),
+        Ok(v1::Protocol::Http1) => Ok(Protocol::Http1),
+        Ok(v1::Protocol::Http2) => Ok(Protocol::Http2),
+        Ok(v1::Protocol::Tls) => Ok(Protocol::Tls),
+        Ok(v1::Protocol::Tcp) => Ok(Protocol::Tcp),
+        Err(_) => Err(unknown(field, value)),
+    }
+}
+
+fn unknown(field: &str, value: i32) -> Invalid {
+    Invalid::new(field, format!("{value} is not a value that this proxy knows"))
+}
+
+fn millis(ms: u64) -> Option<Duration> {
+    // Beyond a day is as good as none for a timeout, and sums with moments stay in range.
+    (ms > 0).then(|| Duration::from_millis(ms.min(86_400_000)))
+}
+
+const fn unless_zero(value: u32) -> Option<u32> {
+    if value == 0 { None } else { Some(value) }
+}

@@ -1,0 +1,385 @@
+//! Tests of `snapshot`: no cluster, nothing but what they make themselves.
+
+use super::*;
+use proptest::prelude::*;
+use weft_api::v1::{address, r#match};
+
+pub(crate) fn endpoint(address: &str, weight: u32) -> v1::Endpoint {
+    v1::Endpoint {
+        address: address.into(),
+        weight,
+        identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
+        pod: "back-0".into(),
+        workload: "back".into(),
+        zone: String::new(),
+    }
+}
+
+pub(crate) fn cluster(name: &str, endpoints: Vec<v1::Endpoint>) -> v1::Cluster {
+    v1::Cluster {
+        name: name.into(),
+        endpoints,
+        breaker: Some(v1::Breaker { max_concurrent_requests: 2, ..Default::default() }),
+        outlier: Some(v1::Outlier {
+            consecutive_failures: 5,
+            base_ejection_ms: 10_000,
+            max_ejection_ms: 300_000,
+            max_ejected_percent: 50,
+        }),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn service(endpoints: &[&str]) -> v1::Service {
+    let endpoints = endpoints.iter().map(|address| endpoint(address, 100)).collect();
+    v1::Service {
+        key: "shop/back:80".into(),
+        namespace: "shop".into(),
+        name: "back".into(),
+        port: 80,
+        routes: vec![route(&[("shop/back:80", 100)])],
+        clusters: vec![cluster("shop/back:80", endpoints)],
+        default_cluster: "shop/back:80".into(),
+        ..Default::default()
+    }
+}
+
+fn route(backends: &[(&str, u32)]) -> v1::Route {
+    let backend =
+        |(cluster, weight): &(&str, u32)| v1::Backend { cluster: (*cluster).into(), weight: *weight };
+    v1::Route { name: "all".into(), backends: backends.iter().map(backend).collect(), ..Default::default() }
+}
+
+fn address(address: &str, target: address::Target) -> v1::Address {
+    v1::Address { address: address.into(), target: Some(target) }
+}
+
+fn workload() -> v1::Workload {
+    v1::Workload {
+        namespace: "shop".into(),
+        pod: "front-0".into(),
+        name: "front".into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/front".into(),
+        mtls: v1::MtlsMode::Strict.into(),
+        port_mtls: [(8080, v1::MtlsMode::Permissive.into())].into(),
+        port_protocol: [(8080, v1::Protocol::Http1.into())].into(),
+        probes: vec![
+            v1::Probe { port: 8080, kind: Some(v1::probe::Kind::HttpPath("/health?deep".into())) },
+            v1::Probe { port: 9090, kind: Some(v1::probe::Kind::GrpcService(String::new())) },
+        ],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn applied(to: &Snapshot, update: &v1::ToProxy) -> Snapshot {
+    let (next, rejections) = to.apply(update);
+    assert!(rejections.is_empty(), "{rejections:?}");
+    next
+}
+
+fn of_services(services: Vec<v1::Service>) -> v1::ToProxy {
+    v1::ToProxy { services, ..Default::default() }
+}
+
+fn rejected(to: &Snapshot, update: &v1::ToProxy) -> (Snapshot, v1::Rejection) {
+    let (next, mut rejections) = to.apply(update);
+    assert_eq!(rejections.len(), 1, "{rejections:?}");
+    (next, rejections.remove(0))
+}
+
+const KEY: &str = "shop/back:80";
+
+fn first() -> Snapshot {
+    applied(
+        &Snapshot::default(),
+        &v1::ToProxy {
+            version: 1,
+            workload: Some(workload()),
+            services: vec![service(&["10.0.0.1:8080", "10.0.0.2:8080"])],
+            addresses: vec![
+                address("10.96.0.1:80", address::Target::Service(KEY.into())),
+                address(
+                    "10.0.0.1:8080",
+                    address::Target::Pinned(v1::Pinned {
+                        service: KEY.into(),
+                        endpoint: "10.0.0.1:8080".into(),
+                    }),
+                ),
+                address("[2001:db8::1]:443", address::Target::External(v1::External {})),
+            ],
+            ..Default::default()
+        },
+    )
+}
+
+fn socket(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn an_update_is_taken_whole() {
+    let snapshot = first();
+    let workload = snapshot.workload.as_ref().unwrap();
+    assert_eq!(workload.mtls_for(8080), MtlsMode::Permissive);
+    assert_eq!(workload.mtls_for(1), MtlsMode::Strict);
+    assert_eq!(workload.protocol_for(8080), Protocol::Http1);
+    assert_eq!(workload.protocol_for(1), Protocol::Detect);
+    assert!(matches!(&snapshot.addresses[&socket("10.96.0.1:80")], Target::Service(s) if &*s.key == KEY));
+    assert!(
+        matches!(&snapshot.addresses[&socket("10.0.0.1:8080")], Target::Pinned(_, e) if e.addr == socket("10.0.0.1:8080"))
+    );
+    assert!(matches!(&snapshot.addresses[&socket("[2001:db8::1]:443")], Target::External));
+    assert_eq!(snapshot.services[KEY].default_cluster.connect_timeout, Duration::from_secs(2));
+}
+
+#[test]
+fn only_the_declared_probes_are_probes() {
+    let snapshot = first();
+    let workload = snapshot.workload.unwrap();
+    assert!(workload.is_http_probe(8080, "/health?deep"));
+    for (port, path) in
+        [(8080, "/health"), (8080, "/health?deep&x"), (8081, "/health?deep"), (8080, "/"), (9090, "")]
+    {
+        assert!(!workload.is_http_probe(port, path), "{port} {path}");
+    }
+    assert!(workload.is_grpc_probe(9090, ""));
+    assert!(!workload.is_grpc_probe(9090, "other") && !workload.is_grpc_probe(8080, ""));
+}
+
+#[test]
+fn the_same_update_again_changes_nothing_at_all() {
+    let snapshot = first();
+    let again = applied(&snapshot, &of_services(vec![service(&["10.0.0.1:8080", "10.0.0.2:8080"])]));
+    assert!(Arc::ptr_eq(&snapshot.services[KEY], &again.services[KEY]));
+    let again = applied(&snapshot, &v1::ToProxy { workload: Some(workload()), ..Default::default() });
+    assert!(Arc::ptr_eq(snapshot.workload.as_ref().unwrap(), again.workload.as_ref().unwrap()));
+}
+
+#[test]
+fn counts_outlive_an_update_and_addresses_follow_it() {
+    let snapshot = first();
+    let old = &snapshot.services[KEY];
+    old.live.learn(Protocol::Http2);
+    let endpoint = old.endpoint(socket("10.0.0.2:8080")).unwrap();
+    let _load = crate::balance::pinned(&old.default_cluster, endpoint, tokio::time::Instant::now());
+    let _permit = old.default_cluster.breaker.request().unwrap();
+
+    let mut update = service(&["10.0.0.3:8080", "10.0.0.2:8080"]);
+    update.clusters[0].breaker = Some(v1::Breaker { max_concurrent_requests: 1, ..Default::default() });
+    let next = applied(&snapshot, &of_services(vec![update]));
+    let new = &next.services[KEY];
+    assert!(!Arc::ptr_eq(old, new));
+    assert_eq!(new.live.learned(), Protocol::Http2);
+    assert_eq!(new.endpoint(socket("10.0.0.2:8080")).unwrap().live.in_flight(), 1);
+    assert_eq!(new.endpoint(socket("10.0.0.3:8080")).unwrap().live.in_flight(), 0);
+    assert!(new.default_cluster.breaker.request().is_err(), "one is open, and the limit is one now");
+    assert!(old.default_cluster.breaker.request().is_ok(), "whoever still has the old view has its limits");
+    assert!(matches!(&next.addresses[&socket("10.96.0.1:80")], Target::Service(s) if Arc::ptr_eq(s, new)));
+    // The pod has gone; the operator has not said yet what its address is now.
+    assert!(
+        matches!(&next.addresses[&socket("10.0.0.1:8080")], Target::Pinned(s, e) if Arc::ptr_eq(s, new) && e.addr == socket("10.0.0.1:8080"))
+    );
+}
+
+#[test]
+fn another_pod_at_the_same_address_starts_anew() {
+    let snapshot = first();
+    let old = &snapshot.services[KEY].default_cluster;
+    let _load = crate::balance::pinned(old, &old.endpoints[0], tokio::time::Instant::now());
+    let mut update = service(&["10.0.0.1:8080", "10.0.0.2:8080"]);
+    update.clusters[0].endpoints[0].pod = "back-1".into();
+    let next = applied(&snapshot, &of_services(vec![update]));
+    assert_eq!(next.services[KEY].default_cluster.endpoints[0].live.in_flight(), 0);
+}
+
+#[test]
+fn an_endpoint_is_one_and_the_same_in_the_whole_a_subset_and_another_service_that_splits_to_it() {
+    let mut back = service(&["10.0.0.1:8080"]);
+    back.clusters.push(cluster("shop/back:80/v1", vec![endpoint("10.0.0.1:8080", 50)]));
+    let mut front = service(&[]);
+    front.key = "shop/front:80".into();
+    front.name = "front".into();
+    front.clusters.clear();
+    front.clusters.push(cluster("shop/front:80", vec![]));
+    front.clusters.push(cluster("shop/back:80", vec![endpoint("10.0.0.1:8080", 100)]));
+    front.default_cluster = "shop/front:80".into();
+    let snapshot = applied(&Snapshot::default(), &of_services(vec![front, back]));
+    let (front, back) = (&snapshot.services["shop/front:80"], &snapshot.services[KEY]);
+    let live = &back.clusters[0].endpoints[0].live;
+    assert!(Arc::ptr_eq(live, &back.clusters[1].endpoints[0].live));
+    assert!(Arc::ptr_eq(live, &front.clusters[1].endpoints[0].live));
+    let _held = back.clusters[0].breaker.request().unwrap();
+    assert_eq!(front.clusters[1].breaker.open()[2], 1);
+    assert_eq!(back.clusters[1].breaker.open()[2], 0, "a subset has its own limits");
+}
+
+#[test]
+fn what_cannot_be_understood_is_rejected_by_name_and_the_last_good_one_stays() {
+    let snapshot = first();
+    type Spoil = fn(&mut v1::Service);
+    let cases: &[(Spoil, &str)] = &[
+        (|s| s.namespace.clear(), "namespace: is empty"),
+        (|s| s.port = 70_000, "port: 70000 is not a port"),
+        (|s| s.protocol = 77, "protocol: 77 is not a value that this proxy knows"),
+        (|s| s.default_cluster = "x".into(), "default_cluster: `x` is not one of the clusters"),
+        (|s| s.routes.clear(), "routes: the last one must match everything"),
+        (|s| s.routes[0].backends.clear(), "routes[0].backends: at least one must have a weight above 0"),
+        (
+            |s| s.routes[0].backends = vec![Default::default()],
+            "routes[0].backends[0].cluster: `` is not one of the clusters",
+        ),
+        (
+            |s| s.clusters[0].endpoints[1].address = "10.0.0.2".into(),
+            "clusters[0].endpoints[1].address: `10.0.0.2` is not ip:port",
+        ),
+        (|s| s.clusters[0].balancer = 9, "clusters[0].balancer: 9 is not a value that this proxy knows"),
+        (
+            |s| s.routes[0].retry = Some(v1::Retry { on: vec![0], ..Default::default() }),
+            "routes[0].retry.on: 0 is not a value that this proxy knows",
+        ),
+    ];
+    for (spoil, message) in cases {
+        let mut bad = service(&["10.0.0.1:8080", "10.0.0.2:8080"]);
+        spoil(&mut bad);
+        let (next, rejection) = rejected(&snapshot, &of_services(vec![bad]));
+        assert_eq!((rejection.resource.as_str(), rejection.message.as_str()), (KEY, *message));
+        assert!(Arc::ptr_eq(&snapshot.services[KEY], &next.services[KEY]));
+    }
+}
+
+#[test]
+fn one_bad_resource_does_not_hold_up_the_others() {
+    let snapshot = first();
+    let mut bad = service(&[]);
+    bad.default_cluster.clear();
+    let mut good = service(&["10.0.0.9:80"]);
+    good.key = "shop/other:80".into();
+    let update = v1::ToProxy {
+        services: vec![bad, good],
+        workload: Some(v1::Workload { mtls: 0, ..workload() }),
+        addresses: vec![
+            address("10.96.0.2:80", address::Target::Service("shop/other:80".into())),
+            address("10.96.0.3:80", address::Target::Service("shop/unknown:80".into())),
+            address("nonsense", address::Target::External(v1::External {})),
+            v1::Address { address: "10.96.0.4:80".into(), target: None },
+        ],
+        ..Default::default()
+    };
+    let (next, rejections) = snapshot.apply(&update);
+    let rejected: Vec<_> = rejections.iter().map(|r| r.resource.as_str()).collect();
+    assert_eq!(rejected, ["workload", KEY, "10.96.0.3:80", "nonsense", "10.96.0.4:80"]);
+    assert!(
+        matches!(&next.addresses[&socket("10.96.0.2:80")], Target::Service(s) if &*s.key == "shop/other:80")
+    );
+    assert_eq!(next.workload.unwrap().mtls, MtlsMode::Strict);
+}
+
+#[test]
+fn regular_expressions_are_bounded_in_text_and_in_memory() {
+    for (text, message) in [
+        ("(".to_owned(), "is not a regular expression"),
+        ("a".repeat(2000), "longer than 1024 bytes"),
+        ("(a{1000}){1000}".to_owned(), "too large when compiled"),
+        ("a)|(b".to_owned(), "is not a regular expression"),
+    ] {
+        let mut service = service(&["10.0.0.1:8080"]);
+        let matched = v1::Match { path: Some(r#match::Path::PathRegex(text)), ..Default::default() };
+        service.routes.insert(0, v1::Route { matches: vec![matched], ..route(&[(KEY, 1)]) });
+        let (_, rejection) = rejected(&Snapshot::default(), &of_services(vec![service]));
+        assert!(rejection.message.starts_with("routes[0].matches[0].path_regex: "), "{}", rejection.message);
+        assert!(rejection.message.contains(message), "{}", rejection.message);
+    }
+}
+
+#[test]
+fn a_removed_service_goes_and_what_points_to_it_waits_for_the_operator() {
+    let snapshot = first();
+    let update = v1::ToProxy { removed_services: vec![KEY.into(), "no/such:1".into()], ..Default::default() };
+    let next = applied(&snapshot, &update);
+    assert!(next.services.is_empty());
+    assert!(matches!(&next.addresses[&socket("10.96.0.1:80")], Target::Service(_)));
+    let next = next.without(&[socket("10.96.0.1:80")]);
+    assert_eq!(next.addresses.len(), 2);
+}
+
+#[tokio::test]
+async fn ejections_are_listed_once_and_announced_over_updates() {
+    use crate::balance::Outcome;
+    use crate::outlier::Failure;
+    let mut update = service(&["10.0.0.1:8080", "10.0.0.2:8080"]);
+    update.clusters.push(cluster("shop/back:80/v1", vec![endpoint("10.0.0.1:8080", 100)]));
+    let snapshot = applied(&Snapshot::default(), &of_services(vec![update]));
+    let mut changes = snapshot.ejection_changes();
+    let now = tokio::time::Instant::now();
+    let cluster = &snapshot.services[KEY].default_cluster;
+    let load = crate::balance::pinned(cluster, &cluster.endpoints[0], now);
+    load.finish(Outcome::Failure(Failure::Connect)).unwrap();
+    changes.changed().await.unwrap();
+    assert_eq!(
+        snapshot.ejections(),
+        [v1::Ejection {
+            service: KEY.into(),
+            endpoint: "10.0.0.1:8080".into(),
+            cause: "failed to connect".into()
+        }]
+    );
+    let next =
+        applied(&snapshot, &of_services(vec![service(&["10.0.0.1:8080", "10.0.0.3:8080", "10.0.0.4:8080"])]));
+    assert_eq!(next.ejections(), snapshot.ejections());
+    let cluster = &next.services[KEY].default_cluster;
+    // The share of three is rounded down to one, and that one is out.
+    let load = crate::balance::pinned(cluster, &cluster.endpoints[1], now);
+    assert_eq!(load.finish(Outcome::Failure(Failure::Connect)), None);
+    let load = crate::balance::pinned(cluster, &cluster.endpoints[0], now);
+    assert!(load.finish(Outcome::Success { latency: Duration::from_millis(1) }).is_some());
+    changes.changed().await.unwrap();
+    assert!(next.ejections().is_empty());
+}
+
+proptest! {
+    // What comes over the wire may be anything that decodes.
+    #[test]
+    fn no_update_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        if let Ok(update) = <v1::ToProxy as prost::Message>::decode(bytes.as_slice()) {
+            let _ = first().apply(&update);
+        }
+    }
+
+    #[test]
+    fn no_text_in_any_field_panics(text in "\\PC{0,40}", number: u32, wide: u64) {
+        let mut update = service(&["10.0.0.1:8080"]);
+        update.clusters[0].endpoints[0].address.clone_from(&text);
+        update.clusters[0].endpoints[0].identity.clone_from(&text);
+        update.clusters[0].connect_timeout_ms = wide;
+        update.clusters[0].outlier = Some(v1::Outlier {
+            consecutive_failures: number,
+            base_ejection_ms: wide,
+            max_ejection_ms: wide / 2,
+            max_ejected_percent: number,
+        });
+        update.clusters[0].breaker = Some(v1::Breaker { max_retries: number, ..Default::default() });
+        update.port = number;
+        update.routes.insert(0, v1::Route {
+            matches: vec![v1::Match {
+                path: Some(r#match::Path::PathRegex(text.clone())),
+                method: text.clone(),
+                headers: vec![v1::HeaderMatch {
+                    name: text.clone(),
+                    value: Some(v1::header_match::Value::Regex(text.clone())),
+                }],
+            }],
+            timeout_ms: wide,
+            ..route(&[(KEY, number)])
+        });
+        let message = of_services(vec![update]);
+        let (snapshot, rejections) = Snapshot::default().apply(&message);
+        prop_assert_eq!(snapshot.services.len() + rejections.len(), 1);
+    }
+}
+
+#[test]
+fn the_service_in_a_clusters_name() {
+    assert_eq!(service_of("shop/back:80/v1"), "shop/back:80");
+    assert_eq!(service_of("shop/back:80"), "shop/back:80");
+    assert_eq!(service_of("odd"), "odd");
+}

@@ -1,0 +1,214 @@
+//! Opaque connections: chooses and opens the upstream, copies, records. Shared by both paths. It never looks at bytes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use weft_api::Reason;
+
+use crate::balance::{self, Load, Outcome};
+use crate::breaker::Permit;
+use crate::connect::{self, Counted};
+use crate::error::{Error, Side};
+use crate::forward::{self, Abort, Broken, Counts};
+use crate::outlier;
+use crate::prefixed::Prefixed;
+use crate::record::{Direction, Party, TcpRecord};
+use crate::snapshot::Target;
+use crate::tls::Alpn;
+use crate::worker::Worker;
+
+/// Endpoints that are tried for one connection.
+const MAX_TRIES: usize = 3;
+/// For destinations that have no configuration: outside of the mesh, and the own application.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An opaque connection; recorded when it is dropped.
+pub(crate) struct Opaque {
+    worker: Rc<Worker>,
+    started: Instant,
+    counts: Rc<Counts>,
+    pub(crate) record: TcpRecord,
+}
+
+/// An open upstream, counted until dropped.
+pub(crate) struct Opened {
+    pub(crate) io: Prefixed<Counted>,
+    addr: SocketAddr,
+    mtls: bool,
+    destination: Party,
+    _load: Option<Load>,
+    _permits: Option<[Permit; 2]>,
+}
+
+impl Opaque {
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        direction: Direction,
+        client: SocketAddr,
+        original: SocketAddr,
+    ) -> Self {
+        let record = TcpRecord {
+            direction,
+            reason: None,
+            detail: None,
+            duration: Duration::ZERO,
+            sent_bytes: 0,
+            received_bytes: 0,
+            mtls: false,
+            sni: None,
+            source: Party::default(),
+            destination: Party::default(),
+            service: Arc::default(),
+            client,
+            original,
+            upstream: None,
+        };
+        Self { worker: Rc::clone(worker), started: Instant::now(), counts: Rc::default(), record }
+    }
+
+    /// Ends it with a reason.
+    pub(crate) fn refuse(mut self, error: &Error) {
+        self.break_off(error);
+    }
+
+    /// Opens the upstream, and copies.
+    pub(crate) async fn dial_and_run<C>(self, client: C, dial: impl Future<Output = Result<Opened, Error>>)
+    where
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        match Box::pin(dial).await {
+            Ok(opened) => self.run(client, opened).await,
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn break_off(&mut self, error: &Error) {
+        self.record.reason = Some(error.reason());
+        self.record.detail = error.detail();
+    }
+
+    /// Copies until both sides have ended.
+    pub(crate) async fn run<C>(self, client: C, opened: Opened)
+    where
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        self.run_until(client, opened, std::future::pending()).await;
+    }
+
+    /// The same, or until there is a reason to break it off.
+    pub(crate) async fn run_until<C>(
+        mut self,
+        mut client: C,
+        opened: Opened,
+        end: impl Future<Output = Reason>,
+    ) where
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        let Opened { mut io, addr, mtls, destination, _load, _permits } = opened;
+        self.record.upstream = Some(addr);
+        if self.record.direction == Direction::Outbound {
+            self.record.mtls = mtls;
+            self.record.destination = destination;
+        }
+        let counts = Rc::clone(&self.counts);
+        tokio::select! {
+            copied = forward::copy(&mut client, &mut io, &counts) => {
+                if let Some(Broken::Upstream(e)) = copied.broken {
+                    self.break_off(&Error::new(Reason::UpstreamReset, e));
+                }
+            }
+            reason = end => {
+                self.break_off(&reason.into());
+                client.abort();
+                io.abort();
+            }
+        }
+    }
+}
+
+impl Drop for Opaque {
+    fn drop(&mut self) {
+        self.record.duration = self.started.elapsed();
+        self.record.sent_bytes = self.counts.sent();
+        self.record.received_bytes = self.counts.received();
+        self.worker.proxy.record_tcp(&self.record);
+    }
+}
+
+impl Opened {
+    /// `bytes` were read from it already.
+    pub(crate) fn with_prefix(mut self, bytes: Bytes) -> Self {
+        self.io = Prefixed::new(bytes, self.io.into_inner());
+        self
+    }
+}
+
+/// Opens the upstream of a service, or of one of its endpoints; another endpoint when one cannot be reached.
+pub(crate) async fn dial(worker: &Rc<Worker>, target: &Target) -> Result<Opened, Error> {
+    let (service, pinned) = match target {
+        Target::Service(service) => (service, None),
+        Target::Pinned(service, endpoint) => (service, Some(endpoint)),
+        Target::External => return Err(Reason::NoHealthyEndpoint.into()),
+    };
+    let cluster = &service.default_cluster;
+    let mut tried = Vec::new();
+    loop {
+        let now = Instant::now();
+        let mut load = match pinned {
+            Some(endpoint) => balance::pinned(cluster, endpoint, now),
+            None => worker.with_rng(|rng| balance::pick(cluster, &tried, now, rng))?,
+        };
+        let permits = [cluster.breaker.request()?, cluster.breaker.connection()?];
+        let endpoint = Arc::clone(&load.endpoint);
+        let identity = endpoint.identity.as_deref().filter(|_| !worker.proxy.is_own(endpoint.addr));
+        let connecting =
+            connect::open(&worker.proxy.tls, endpoint.addr, identity, Alpn::Tcp, cluster.connect_timeout);
+        match Box::pin(connecting).await {
+            Ok(stream) => {
+                worker.report(&service.key, &mut load, Outcome::Success { latency: now.elapsed() });
+                return Ok(Opened {
+                    io: Prefixed::new(Bytes::new(), Counted::new(&worker.proxy, stream)),
+                    addr: endpoint.addr,
+                    mtls: identity.is_some(),
+                    destination: Party {
+                        namespace: Arc::clone(&service.namespace),
+                        workload: Arc::clone(&endpoint.workload),
+                        identity: endpoint.identity.clone(),
+                    },
+                    _load: Some(load),
+                    _permits: Some(permits),
+                });
+            }
+            Err(error) => {
+                let failed = match error.side() {
+                    Side::Upstream => Outcome::Failure(outlier::Failure::Connect),
+                    Side::Client | Side::Proxy => Outcome::Neutral,
+                };
+                worker.report(&service.key, &mut load, failed);
+                tried.push(endpoint.addr);
+                let others = cluster.endpoints.iter().any(|other| !tried.contains(&other.addr));
+                if pinned.is_some() || tried.len() >= MAX_TRIES || !others || error.side() != Side::Upstream {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Opens a plain connection to an address: outside of the mesh, or the own application.
+pub(crate) async fn dial_plain(worker: &Rc<Worker>, addr: SocketAddr) -> Result<Opened, Error> {
+    let stream = connect::open(&worker.proxy.tls, addr, None, Alpn::Tcp, CONNECT_TIMEOUT).await?;
+    Ok(Opened {
+        io: Prefixed::new(Bytes::new(), Counted::new(&worker.proxy, stream)),
+        addr,
+        mtls: false,
+        destination: Party::default(),
+        _load: None,
+        _permits: None,
+    })
+}

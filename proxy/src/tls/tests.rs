@@ -1,0 +1,196 @@
+//! Handshakes between two `Tls` over an in-memory stream.
+
+use super::*;
+use crate::testing::{Ca, Pair, identity};
+use rustls::HandshakeKind;
+use rustls::pki_types::ServerName;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+fn tls(ca: &Ca, pair: Pair) -> Tls {
+    Tls::from_der(pair.0, pair.1, vec![ca.root()]).unwrap()
+}
+
+type Ends = (client::TlsStream<tokio::io::DuplexStream>, server::TlsStream<tokio::io::DuplexStream>);
+
+// TLS 1.3: the client is done before the server has judged its certificate, so both ends exchange a byte.
+async fn handshake(dialler: &Tls, acceptor: &Tls, alpn: Alpn) -> std::io::Result<Ends> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = ServerName::IpAddress(std::net::Ipv4Addr::new(10, 0, 0, 1).into());
+    let dial = async {
+        let mut stream = TlsConnector::from(dialler.client(alpn)).connect(name, near).await?;
+        stream.write_all(b"x").await?;
+        stream.read_u8().await?;
+        Ok(stream)
+    };
+    let accept = async {
+        let mut stream = TlsAcceptor::from(acceptor.server()).accept(far).await?;
+        stream.read_u8().await?;
+        stream.write_all(b"y").await?;
+        Ok(stream)
+    };
+    tokio::try_join!(dial, accept)
+}
+
+#[tokio::test]
+async fn two_workloads_know_each_other_and_the_alpn() {
+    let ca = Ca::new("root");
+    let (a, b) =
+        (tls(&ca, ca.workload(&identity("shop", "front"))), tls(&ca, ca.workload(&identity("shop", "back"))));
+    for alpn in [Alpn::Http1, Alpn::Http2, Alpn::Tcp] {
+        let (client, server) = handshake(&a, &b, alpn).await.unwrap();
+        assert_eq!(
+            peer_identity(client.get_ref().1.peer_certificates().unwrap()).unwrap(),
+            identity("shop", "back")
+        );
+        assert_eq!(
+            peer_identity(server.get_ref().1.peer_certificates().unwrap()).unwrap(),
+            identity("shop", "front")
+        );
+        assert_eq!(Alpn::of_wire(server.get_ref().1.alpn_protocol().unwrap()), Some(alpn));
+        assert_eq!(Alpn::of_wire(client.get_ref().1.alpn_protocol().unwrap()), Some(alpn));
+        assert_eq!(server.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    }
+}
+
+#[tokio::test]
+async fn a_second_connection_resumes_and_still_knows_the_peer() {
+    let ca = Ca::new("root");
+    let (a, b) =
+        (tls(&ca, ca.workload(&identity("shop", "front"))), tls(&ca, ca.workload(&identity("shop", "back"))));
+    let (first, _) = handshake(&a, &b, Alpn::Tcp).await.unwrap();
+    assert_eq!(first.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    let (client, server) = handshake(&a, &b, Alpn::Http2).await.unwrap();
+    assert_eq!(client.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    assert_eq!(
+        peer_identity(client.get_ref().1.peer_certificates().unwrap()).unwrap(),
+        identity("shop", "back")
+    );
+    assert_eq!(
+        peer_identity(server.get_ref().1.peer_certificates().unwrap()).unwrap(),
+        identity("shop", "front")
+    );
+}
+
+#[tokio::test]
+async fn another_pod_at_the_same_address_is_never_taken_for_the_old_one() {
+    let ca = Ca::new("root");
+    let a = tls(&ca, ca.workload(&identity("shop", "front")));
+    let old = tls(&ca, ca.workload(&identity("shop", "back")));
+    let new = tls(&ca, ca.workload(&identity("evil", "thief")));
+    handshake(&a, &old, Alpn::Http1).await.unwrap();
+    let (client, _) = handshake(&a, &new, Alpn::Http1).await.unwrap();
+    assert_eq!(
+        peer_identity(client.get_ref().1.peer_certificates().unwrap()).unwrap(),
+        identity("evil", "thief")
+    );
+}
+
+#[tokio::test]
+async fn foreign_expired_and_missing_certificates_are_refused_by_both_sides() {
+    let (ca, foreign) = (Ca::new("root"), Ca::new("other"));
+    let me = identity("shop", "front");
+    let good = tls(&ca, ca.workload(&me));
+    let of_another_root = {
+        let (chain, key) = foreign.workload(&me);
+        Tls::from_der(chain, key, vec![ca.root()]).unwrap()
+    };
+    let expired = tls(&ca, ca.expired(&me));
+    assert!(!expired.has_certificate());
+    let uri = me.to_string();
+    let two_uris = ca.issue(&[&uri, "spiffe://cluster.local/ns/a/sa/b"], &[], Duration::from_secs(60));
+    assert!(matches!(
+        Tls::from_der(two_uris.0, two_uris.1, vec![ca.root()]),
+        Err(TlsError::Identity(PeerError::Uris(2)))
+    ));
+    for bad in [of_another_root, expired, Tls::new()] {
+        assert!(handshake(&bad, &good, Alpn::Tcp).await.is_err(), "the server took it");
+        assert!(handshake(&good, &bad, Alpn::Tcp).await.is_err(), "the client took it");
+    }
+}
+
+#[tokio::test]
+async fn a_valid_chain_without_a_workload_identity_is_refused_in_the_handshake() {
+    let ca = Ca::new("root");
+    let good = tls(&ca, ca.workload(&identity("shop", "front")));
+    for uris in
+        [&[][..], &["https://x/"], &["spiffe://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/c"]]
+    {
+        let (chain, key) = ca.issue(uris, &["back.shop"], Duration::from_secs(60));
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let certified = CertifiedKey::from_der(chain, key, &provider).unwrap();
+        let single = Arc::new(SingleCertAndKey::from(certified));
+        let mut config = (*good.client(Alpn::Tcp)).clone();
+        config.client_auth_cert_resolver = single.clone();
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (_, accepted) = tokio::join!(
+            TlsConnector::from(Arc::new(config)).connect(name.clone(), near),
+            TlsAcceptor::from(good.server()).accept(far)
+        );
+        assert!(accepted.unwrap_err().to_string().contains("certificate"));
+
+        let mut config = (*good.server()).clone();
+        config.cert_resolver = single;
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (dialled, _) = tokio::join!(
+            TlsConnector::from(good.client(Alpn::Tcp)).connect(name, near),
+            TlsAcceptor::from(Arc::new(config)).accept(far)
+        );
+        assert!(dialled.is_err());
+    }
+}
+
+#[tokio::test]
+async fn renewal_and_new_roots_swap_without_touching_open_connections() {
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    let (me, peer) = (identity("shop", "front"), identity("shop", "back"));
+    let (a, b) = (tls(&old, old.workload(&me)), tls(&old, old.workload(&peer)));
+    let (mut client, mut server) = handshake(&a, &b, Alpn::Tcp).await.unwrap();
+
+    // Overlap: both roots are trusted before any leaf is of the new one.
+    for side in [&a, &b] {
+        side.set_roots(vec![old.root(), new.root()]).unwrap();
+    }
+    let (chain, key) = new.workload(&peer);
+    b.set_identity(chain, key, vec![old.root(), new.root()]).unwrap();
+    let (renewed, _) = handshake(&a, &b, Alpn::Tcp).await.unwrap();
+    assert_eq!(renewed.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    // The old root goes: who still has a leaf of it is out.
+    a.set_roots(vec![new.root()]).unwrap();
+    assert!(b.own_is_trusted() && !a.own_is_trusted());
+    b.set_roots(vec![new.root()]).unwrap();
+    assert!(handshake(&a, &b, Alpn::Tcp).await.is_err());
+
+    client.write_all(b"still here").await.unwrap();
+    let mut read = [0; 10];
+    server.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"still here");
+}
+
+#[test]
+fn bad_material_changes_nothing() {
+    let ca = Ca::new("root");
+    let tls = tls(&ca, ca.workload(&identity("shop", "front")));
+    let before = tls.own().unwrap().leaf.serial.clone();
+    let changes = tls.changed();
+    let (chain, _) = ca.workload(&identity("shop", "front"));
+    let (_, key) = ca.workload(&identity("shop", "front"));
+    assert!(matches!(tls.set_identity(chain, key, vec![ca.root()]), Err(TlsError::Material(_))));
+    assert!(matches!(tls.set_roots(vec![]), Err(TlsError::NoRoots)));
+    assert!(matches!(tls.set_roots(vec![CertificateDer::from(vec![1, 2, 3])]), Err(TlsError::NoRoots)));
+    let (chain, key) = ca.workload(&identity("shop", "front"));
+    assert!(matches!(tls.set_identity(chain, key, vec![]), Err(TlsError::NoRoots)));
+    assert!(matches!(
+        tls.set_identity(
+            vec![CertificateDer::from(vec![0; 40])],
+            ca.workload(&identity("a", "b")).1,
+            vec![ca.root()]
+        ),
+        Err(TlsError::Identity(PeerError::Unreadable(_)))
+    ));
+    assert_eq!(tls.own().unwrap().leaf.serial, before);
+    tls.set_roots(vec![ca.root()]).unwrap();
+    assert!(!changes.has_changed().unwrap(), "equal roots are no change");
+}

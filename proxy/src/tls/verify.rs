@@ -1,0 +1,239 @@
+//! Who is at the other end of a TLS connection: chain verification against the trust bundle, and the SPIFFE identity
+//! in a certificate. It never compares an identity with an expected one: that is the caller's.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use weft_api::{Identity, spiffe};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Why a peer's certificate does not say who it is.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The peer presented nothing.
+    #[error("the peer presented no certificate")]
+    None,
+    /// Not X.509.
+    #[error("the peer's certificate cannot be read")]
+    Unreadable(#[source] x509_parser::error::X509Error),
+    /// SPIFFE wants exactly one URI in the subject alternative names (X.509-SVID section 2).
+    #[error("the peer's certificate names {0} URIs instead of exactly one")]
+    Uris(usize),
+    /// The URI is not a workload's.
+    #[error(transparent)]
+    Identity(#[from] spiffe::ParseError),
+    /// Its time has not come.
+    #[error("the peer's certificate is not valid yet")]
+    NotYetValid,
+    /// Its time is over.
+    #[error("the peer's certificate has expired")]
+    Expired,
+}
+
+/// What a workload's certificate says.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Serial number, as colon separated hexadecimal bytes.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// The verified peer's identity. Checks the validity times too: a resumed session does not verify the chain again.
+pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerError> {
+    let leaf = leaf(chain)?;
+    let now = SystemTime::now();
+    if now < leaf.not_before {
+        return Err(PeerError::NotYetValid);
+    }
+    if now > leaf.not_after {
+        return Err(PeerError::Expired);
+    }
+    Ok(leaf.identity)
+}
+
+/// Reads the first certificate of a chain, whether or not it is valid now.
+pub fn leaf(chain: &[CertificateDer<'_>]) -> Result<Leaf, PeerError> {
+    let der = chain.first().ok_or(PeerError::None)?;
+    let (_, certificate) =
+        X509Certificate::from_der(der).map_err(|e| PeerError::Unreadable(unwrap_nom(e)))?;
+    let names = certificate.subject_alternative_name().map_err(PeerError::Unreadable)?;
+    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let uri = match (uris.next(), uris.count()) {
+        (None, _) => return Err(PeerError::Uris(0)),
+        (Some(uri), 0) => uri,
+        (Some(_), more) => return Err(PeerError::Uris(more + 1)),
+    };
+    Ok(Leaf {
+        identity: uri.parse()?,
+        serial: certificate.raw_serial_as_string(),
+        not_before: from_unix(certificate.validity.not_before.timestamp()),
+        not_after: from_unix(certificate.validity.not_after.timestamp()),
+    })
+}
+
+fn unwrap_nom(error: x509_parser::nom::Err<x509_parser::error::X509Error>) -> x509_parser::error::X509Error {
+    match error {
+        x509_parser::nom::Err::Error(e) | x509_parser::nom::Err::Failure(e) => e,
+        x509_parser::nom::Err::Incomplete(_) => x509_parser::error::X509Error::InvalidCertificate,
+    }
+}
+
+fn from_unix(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let at = if seconds >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    };
+    at.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn refused(error: PeerError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+}
+
+/// Whether a chain leads to one of these roots now.
+pub(super) fn leads_to(
+    chain: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'static>],
+    provider: &CryptoProvider,
+) -> bool {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(roots.iter().cloned());
+    let Some((end_entity, intermediates)) = chain.split_first() else { return false };
+    let Ok(parsed) = ParsedCertificate::try_from(end_entity) else { return false };
+    let algorithms = provider.signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &store, intermediates, UnixTime::now(), algorithms)
+        .is_ok()
+}
+
+/// Verifies a server's chain and that it is some workload's; which one, the caller checks.
+#[derive(Debug)]
+pub(super) struct ChainOnly {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ChainOnly {
+    pub(super) fn new(roots: Arc<RootCertStore>, provider: &CryptoProvider) -> Self {
+        Self { roots, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl ServerCertVerifier for ChainOnly {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies a client's chain as rustls does, and that it is some workload's.
+#[derive(Debug)]
+pub(super) struct SpiffeClients(Arc<dyn ClientCertVerifier>);
+
+impl SpiffeClients {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, VerifierBuilderError> {
+        // No hints: they would tell the roots' names to anybody who connects, and peers have one certificate anyway.
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
+        Ok(Self(builder.clear_root_hint_subjects().build()?))
+    }
+}
+
+impl ClientCertVerifier for SpiffeClients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,205 @@
+//! One thread of the data path: its runtime, its accept loops, its pool of upstream connections. Nothing in it is shared
+//! with other workers but what [`Proxy`] holds, so nothing in it needs a lock.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_local;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::balance::{Load, Outcome};
+use crate::http::pool::Pool;
+use crate::outlier::Verdict;
+use crate::proxy::Proxy;
+use crate::record::Direction;
+use crate::{inbound, outbound};
+
+/// How often connections that are not needed any more are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Wait after a failed accept: the usual causes (out of files or memory) pass by themselves.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// State of one worker.
+pub struct Worker {
+    /// What all workers share.
+    pub proxy: Arc<Proxy>,
+    /// Connections to upstreams.
+    pub pool: Pool,
+    /// Set when the pod is stopping.
+    pub drain: CancellationToken,
+    rng: RefCell<SmallRng>,
+    tasks: TaskTracker,
+}
+
+impl Worker {
+    pub(crate) fn new(proxy: Arc<Proxy>, drain: CancellationToken) -> Rc<Self> {
+        Rc::new(Self {
+            proxy,
+            pool: Pool::default(),
+            drain,
+            rng: RefCell::new(SmallRng::from_os_rng()),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// With the worker's source of randomness. It must not be used inside.
+    pub fn with_rng<T>(&self, f: impl FnOnce(&mut SmallRng) -> T) -> T {
+        f(&mut self.rng.borrow_mut())
+    }
+
+    /// Tells the balancer how an endpoint of a service does, and everybody what it makes of it.
+    pub fn report(&self, service: &str, load: &mut Load, outcome: Outcome) {
+        let Some(verdict) = load.report(outcome) else { return };
+        self.proxy.metrics.ejection(service, verdict);
+        let endpoint = load.endpoint.addr;
+        match verdict {
+            Verdict::Ejected(cause, time) => {
+                tracing::warn!(%service, %endpoint, %cause, for_ms = time.as_millis(), "endpoint ejected");
+            }
+            Verdict::Kept(cause, time) => {
+                tracing::info!(%service, %endpoint, %cause, for_ms = time.as_millis(), "endpoint stays ejected");
+            }
+            Verdict::Returned => tracing::info!(%service, %endpoint, "endpoint is back"),
+        }
+    }
+
+    /// Runs a task that draining waits for.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        spawn_local(self.tasks.track_future(task));
+    }
+
+    /// Accepts and serves until drained: inbound until `drain`, outbound until nothing is open any more.
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listeners: [(Direction, TcpListener); 2],
+        places: Arc<Semaphore>,
+        exit: CancellationToken,
+    ) {
+        for (direction, listener) in listeners {
+            let stop = match direction {
+                Direction::Inbound => self.drain.clone(),
+                Direction::Outbound => exit.clone(),
+            };
+            let accepting = Rc::clone(&self).accept(direction, listener, Arc::clone(&places));
+            spawn_local(async move { stop.run_until_cancelled(accepting).await });
+        }
+        let sweeping = Rc::clone(&self);
+        spawn_local(async move { sweeping.sweep().await });
+        let drained = async {
+            self.drain.cancelled().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        exit.run_until_cancelled(drained).await;
+    }
+
+    async fn accept(self: Rc<Self>, direction: Direction, listener: TcpListener, places: Arc<Semaphore>) {
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let connection = Connection::open(&self.proxy, direction, place);
+                    // Fails only when the client is gone already; the first read will tell.
+                    let _ = stream.set_nodelay(true);
+                    let worker = Rc::clone(&self);
+                    match direction {
+                        Direction::Inbound => self.spawn(async move {
+                            inbound::serve(&worker, stream, peer).await;
+                            drop(connection);
+                        }),
+                        Direction::Outbound => self.spawn(async move {
+                            outbound::serve(&worker, stream, peer).await;
+                            drop(connection);
+                        }),
+                    }
+                }
+                Err(e) if is_of_one_connection(&e) => {}
+                Err(e) => {
+                    tracing::warn!(direction = direction.as_str(), error = %e, "cannot accept");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    async fn sweep(&self) {
+        let mut changed = self.proxy.store.changed();
+        let mut tick = tokio::time::interval(SWEEP);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                Ok(()) = changed.changed() => {}
+            }
+            self.pool.sweep();
+        }
+    }
+}
+
+/// accept(2): these are errors of the connection that was about to be accepted, not of the listener.
+fn is_of_one_connection(e: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(e.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// An accepted connection's place, and its count.
+struct Connection {
+    proxy: Arc<Proxy>,
+    direction: Direction,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn open(proxy: &Arc<Proxy>, direction: Direction, place: OwnedSemaphorePermit) -> Self {
+        proxy.metrics.connection_opened(direction);
+        Self { proxy: Arc::clone(proxy), direction, _place: place }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.proxy.metrics.connection_closed(self.direction);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access_log::AccessLog;
+    use crate::metrics::Metrics;
+    use crate::original_dst::OriginalDst;
+    use crate::store::SnapshotStore;
+    use crate::tls::Tls;
+    use tokio::net::TcpStream;
+
+    /// What an idle connection costs is mostly this, so it is not to grow unnoticed.
+    #[tokio::test]
+    async fn the_task_of_a_connection_is_small() {
+        let metrics = Arc::new(Metrics::new());
+        let proxy = Proxy {
+            store: Arc::new(SnapshotStore::new()),
+            tls: Arc::new(Tls::new()),
+            metrics,
+            access_log: AccessLog::off(),
+            identity: Arc::new(crate::testing::identity("shop", "front")),
+            pod_ips: Vec::new(),
+            max_connections: 1,
+            original_dst: OriginalDst::Kernel,
+        };
+        let worker = Worker::new(Arc::new(proxy), CancellationToken::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stream = || async { TcpStream::connect(addr).await.unwrap() };
+        let inbound = size_of_val(&inbound::serve(&worker, stream().await, addr));
+        let outbound = size_of_val(&outbound::serve(&worker, stream().await, addr));
+        assert!(inbound <= 7168 && outbound <= 5120, "inbound {inbound}, outbound {outbound} bytes");
+    }
+}

@@ -1,0 +1,153 @@
+//! Applications to call.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub type Body = BoxBody<Bytes, Infallible>;
+
+/// What an application has seen.
+#[derive(Clone, Default)]
+pub struct Seen {
+    pub connections: Arc<AtomicUsize>,
+    pub requests: Arc<AtomicUsize>,
+}
+
+impl Seen {
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+pub fn text(body: impl Into<Bytes>) -> Response<Body> {
+    Response::new(Full::new(body.into()).boxed())
+}
+
+pub fn status(code: u16) -> Response<Body> {
+    let mut response = text("");
+    *response.status_mut() = code.try_into().unwrap();
+    response
+}
+
+/// HTTP/1 and HTTP/2 (prior knowledge).
+pub async fn http<F, R>(handle: F) -> (SocketAddr, Seen)
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    let seen = Seen::default();
+    let counted = seen.clone();
+    let addr = tcp(move |stream| {
+        counted.connections.fetch_add(1, Ordering::SeqCst);
+        let (handle, counted) = (handle.clone(), counted.clone());
+        async move {
+            let service = service_fn(move |request| {
+                counted.requests.fetch_add(1, Ordering::SeqCst);
+                let handled = handle(request);
+                async move { Ok::<_, Infallible>(handled.await) }
+            });
+            let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await;
+        }
+    })
+    .await;
+    (addr, seen)
+}
+
+/// Answers with method, path, headers and body of the request, a line each.
+pub async fn echo() -> (SocketAddr, Seen) {
+    http(|request| async {
+        let (head, body) = request.into_parts();
+        let mut out = format!("{} {}\n", head.method, head.uri);
+        for (name, value) in &head.headers {
+            out.push_str(&format!("{name}: {}\n", value.to_str().unwrap_or("?")));
+        }
+        out.push('\n');
+        let mut out = out.into_bytes();
+        out.extend_from_slice(&body.collect().await.unwrap().to_bytes());
+        text(out)
+    })
+    .await
+}
+
+/// Any server.
+pub async fn tcp<F, R>(serve: F) -> SocketAddr
+where
+    F: Fn(TcpStream) -> R + Send + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = stream.set_nodelay(true);
+            tokio::spawn(serve(stream));
+        }
+    });
+    addr
+}
+
+/// Reads a request's head and body of `content-length`, then writes these bytes and closes.
+pub async fn scripted(answer: &'static [u8]) -> (SocketAddr, Seen) {
+    let seen = Seen::default();
+    let counted = seen.clone();
+    let addr = tcp(move |mut stream| {
+        counted.connections.fetch_add(1, Ordering::SeqCst);
+        let counted = counted.clone();
+        async move {
+            if read_request(&mut stream).await.is_some() {
+                counted.requests.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(answer).await;
+                let _ = stream.shutdown().await;
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            }
+        }
+    })
+    .await;
+    (addr, seen)
+}
+
+/// Reads one HTTP/1 request whole; its text.
+pub async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let mut text = String::from_utf8(head).ok()?;
+    let length =
+        text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    text.push_str(&String::from_utf8_lossy(&body));
+    Some(text)
+}
+
+/// A body of these pieces, then trailers.
+pub fn with_trailers(pieces: &[&'static str], trailers: HeaderMap) -> Body {
+    let mut frames: Vec<Result<Frame<Bytes>, Infallible>> =
+        pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
+    frames.push(Ok(Frame::trailers(trailers)));
+    http_body_util::StreamBody::new(futures::stream::iter(frames)).boxed()
+}
+
+/// A port where nobody listens.
+pub async fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}

@@ -1,0 +1,17 @@
+//! The data path over real sockets: proxies in process on loopback, certificates made on the spot, hand-made
+//! configuration. What redirection would do, `Node` states (see `OriginalDst::Stated`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod apps;
+mod clients;
+mod http1;
+mod http2;
+mod limits;
+#[path = "../netns/mod.rs"]
+mod netns;
+mod pods;
+mod resilience;
+mod security;
+mod tcp;
+mod world;
