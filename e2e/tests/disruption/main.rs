@@ -1,0 +1,5 @@
+//! What disturbs the whole cluster: the operator and the webhook killed, stopped, upgraded. One at a time: `--test-threads=1`.
+
+mod operator;
+mod upgrade;
+mod webhook;

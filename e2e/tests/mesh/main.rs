@@ -1,0 +1,15 @@
+//! Tests on a real cluster through the shipped chart and images. Each runs in its own namespace, so they run side by side.
+//! What would disturb others (the operator or webhook going away, uninstalling) is in `disruption` and `uninstall`.
+
+mod abuse;
+mod admission;
+mod faults;
+mod identity;
+mod injection;
+mod policy;
+mod probes;
+mod protocols;
+mod resilience;
+mod services;
+mod status;
+mod strictness;
