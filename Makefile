@@ -1,0 +1,90 @@
+# The front door. `make help` lists the targets; every one installs or builds what it needs.
+SHELL := /bin/bash -euo pipefail
+CACHE ?= $(HOME)/.cache/weft
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export WEFT_CACHE := $(CACHE)
+TARGET := $(shell rustc -vV | sed -n "s/^host: //p")
+PROGRAMS := --bin weft-operator --bin weft-webhook --bin weft-proxy --bin weft
+STATIC := $(CARGO_TARGET_DIR)/$(TARGET)/release
+CLUSTER_DIR := e2e/cluster
+CLUSTER_BIN = $(shell . $(CLUSTER_DIR)/lib.sh; echo $$BIN)
+export KUBECONFIG ?= $(shell . $(CLUSTER_DIR)/lib.sh; echo $$KUBECONFIG_FILE)
+export PATH := $(CLUSTER_BIN):$(PATH)
+# Always --workspace: with -p, cargo would resolve other features and compile every dependency again.
+# A cluster of somebody's own: KUBECONFIG given by hand. Then none is started.
+OWN_CLUSTER := $(filter environment command line,$(origin KUBECONFIG))
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
+	install crds lint test test-unit e2e demo demo-clean figures clean
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that building and testing need (cluster-up adds its own)
+	@bash $(CLUSTER_DIR)/install-deps.sh
+
+build: ## Build everything (debug)
+	cargo build --workspace --all-targets
+
+build-static: ## Build the static release binaries that the images hold, and the weft command
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace $(PROGRAMS)
+
+images: deps build-static ## Build the images and those of the test application, as archives under the cache
+	@bash e2e/images.sh $(STATIC)
+	@bash e2e/app/image.sh
+
+images-load: ## Load the images into the cluster (into kind with KIND=name)
+	@bash $(CLUSTER_DIR)/load-images.sh $(CACHE)/images/*.tar
+
+cluster-up: ## Start a real one-node Kubernetes on this machine (needs root)
+	@$(if $(OWN_CLUSTER),echo "using the cluster of KUBECONFIG=$(KUBECONFIG)",bash $(CLUSTER_DIR)/up.sh)
+
+cluster-down: ## End it and remove all of it
+	@bash $(CLUSTER_DIR)/down.sh
+
+cluster-status: ## Show what runs in it
+	@bash $(CLUSTER_DIR)/status.sh
+
+kind-up: ## Start a kind cluster instead (needs Docker and kind)
+	@bash e2e/kind.sh up
+
+kind-down: ## Delete the kind cluster
+	@bash e2e/kind.sh down
+
+install: ## Install the chart into the current cluster
+	@bash e2e/install.sh
+
+crds: ## Write the CRD manifests and the resource reference
+	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/crdgen
+
+lint: deps ## Formatting, clippy, generated files, chart, scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/crdgen --check
+	@bash $(CLUSTER_DIR)/build.sh
+	helm lint --strict charts/weft
+	shellcheck -x $$(git ls-files '*.sh' .ci/run)
+	test -z "$$(gofmt -l e2e)" && cd e2e/app && go vet ./...
+
+test: test-unit e2e ## All tests: unit, property, in-process, network namespaces, then end to end on a real cluster
+
+test-unit: deps ## All tests that need no cluster
+	cargo test --workspace
+	cd e2e/app && go test ./...
+
+e2e: images cluster-up images-load install ## End-to-end tests through the shipped chart and images
+	bash e2e/run.sh
+
+demo: images cluster-up images-load install ## Show the mesh at work, on live measurements
+	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-demo
+
+demo-clean: ## Remove the demo, Weft, and the cluster when it is ours
+	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-demo clean
+	@$(if $(OWN_CLUSTER),true,bash $(CLUSTER_DIR)/down.sh)
+
+figures: images cluster-up images-load install ## Measure what the closing notes quote, into target/figures.json
+	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-figures
+
+clean: cluster-down ## End the cluster and remove build results
+	cargo clean
