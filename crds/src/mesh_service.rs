@@ -152,9 +152,15 @@ pub struct Health {
         "health.outlier.maxEjectionTime (5m when not given) must not be shorter than ejectionTime (10s when not given): raise maxEjectionTime or lower ejectionTime"
     )
 )]
+#[x_kube(
+    validation = Rule::new("!has(self.interval) || has(self.successRate) || has(self.latency)").message(
+        "health.outlier.interval is that of successRate and latency: give one of them too, or leave interval out"
+    )
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Outlier {
-    /// Failures in a row (5xx, failed connects, resets, per-try timeouts) until ejection; 0 switches ejection off. Default: 5.
+    /// Failures in a row (5xx, failed connects, resets, per-try timeouts) until ejection; 0: not judged by this. When nothing
+    /// else is to be judged by, nothing is ever ejected then, for failed connects neither. Default: 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub consecutive_failures: Option<u32>,
@@ -168,6 +174,61 @@ pub struct Outlier {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub max_ejected_percent: Option<u32>,
+    /// Gateway errors in a row until ejection: 502, 503, 504, gRPC UNAVAILABLE, failed connects, resets and per-try timeouts.
+    /// Any other answer ends the row, also a 500. Default: not judged by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub consecutive_gateway_errors: Option<u32>,
+    /// How often `successRate` and `latency` are judged, each time by the requests since the time before. Default: 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// Ejects an endpoint that fails more often than the others do. Default: not judged by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_rate: Option<SuccessRate>,
+    /// Ejects an endpoint that is much slower than the others are. Default: not judged by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyRule>,
+}
+
+/// Ejects an endpoint whose share of successes is below the mean of all by more than `stdevFactor` standard deviations, and by at
+/// least 5 percentage points. `successRate: {}` takes the defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "double(has(self.stdevFactor) ? self.stdevFactor : 1.9) * double(has(self.stdevFactor) ? self.stdevFactor : 1.9) < double((has(self.minHosts) ? self.minHosts : 5) - 1)"
+    ).message(
+        "health.outlier.successRate could never eject one of so few: no endpoint is further from the mean than the root of minHosts - 1 standard deviations; raise minHosts (5 when not given) or lower stdevFactor (1.9 when not given)"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SuccessRate {
+    /// Requests that an endpoint must have had in an interval to be judged. Default: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: Option<u32>,
+    /// Endpoints with so many requests that there must be, so that any is judged. Default: 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 3, max = 1000))]
+    pub min_hosts: Option<u32>,
+    /// Standard deviations below the mean, 0.1 to 10. Default: 1.9.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.1, max = 10.0))]
+    pub stdev_factor: Option<f64>,
+}
+
+/// Ejects an endpoint whose mean latency is more than `factor` times the median of those of the others; 1 ms is added to both, so
+/// that differences of less are not judged. Two others must have had enough requests. `latency: {}` takes the defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyRule {
+    /// Successful requests that an endpoint must have had in an interval to be judged. Default: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: Option<u32>,
+    /// Times the median of the others, 1.5 to 1000. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.5, max = 1000.0))]
+    pub factor: Option<f64>,
 }
 
 /// Bounds, each counted per client proxy. A missing one has the default named; 0 is not allowed.

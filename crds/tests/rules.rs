@@ -52,8 +52,14 @@ fn structural(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) 
             }
         }
         Value::Number(number) => {
-            outside("minimum", number.as_i64().unwrap());
-            outside("maximum", number.as_i64().unwrap());
+            let number = number.as_f64().unwrap();
+            let limit = |key: &str| schema[key].as_f64();
+            if limit("minimum").is_some_and(|least| number < least) {
+                found.push(format!("{at}: minimum"));
+            }
+            if limit("maximum").is_some_and(|most| number > most) {
+                found.push(format!("{at}: maximum"));
+            }
         }
         Value::Array(items) => {
             outside("minItems", i64::try_from(items.len()).unwrap());
@@ -357,6 +363,29 @@ fn numbers_of_a_mesh_service_are_bounded() {
     refused(MESH, mesh(json!({"connection": {"protocol": "Quic"}})), "enum");
     refused(MESH, mesh(json!({"health": {"outlier": {"maxEjectedPercent": 101}}})), "maximum");
     refused(MESH, mesh(json!({"health": {"outlier": {"consecutiveFailures": 1001}}})), "maximum");
+}
+
+#[test]
+fn what_endpoints_are_judged_by_is_bounded_and_could_judge() {
+    let outlier = |outlier: Value| mesh(json!({"health": {"outlier": outlier}}));
+    passes(
+        MESH,
+        outlier(
+            json!({"consecutiveGatewayErrors": 3, "interval": "5s", "successRate": {"minRequests": 50, "minHosts": 5, "stdevFactor": 1.9},
+            "latency": {"minRequests": 20, "factor": 2.5}}),
+        ),
+    );
+    passes(MESH, outlier(json!({"successRate": {}, "latency": {}})));
+    passes(MESH, outlier(json!({"successRate": {"minHosts": 3, "stdevFactor": 1}})));
+    refused(MESH, outlier(json!({"consecutiveGatewayErrors": 0})), "minimum");
+    refused(MESH, outlier(json!({"interval": "5s"})), "health.outlier.interval");
+    refused(MESH, outlier(json!({"successRate": {"minHosts": 4}})), "could never eject");
+    refused(MESH, outlier(json!({"successRate": {"stdevFactor": 2.0}})), "could never eject");
+    refused(MESH, outlier(json!({"successRate": {"minHosts": 2}})), "minimum");
+    refused(MESH, outlier(json!({"successRate": {"stdevFactor": 0.0}})), "minimum");
+    refused(MESH, outlier(json!({"latency": {"factor": 1.4}})), "minimum");
+    refused(MESH, outlier(json!({"latency": {"factor": 1000.5}})), "maximum");
+    refused(MESH, outlier(json!({"latency": {"minRequests": 0}})), "minimum");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rand::Rng;
 use tokio::time::Instant;
 use weft_api::Reason;
 
-use crate::outlier::{Admission, Failure, Pass, Verdict, may_eject};
+use crate::outlier::{self, Admission, Failure, OutlierConfig, Pass, Verdict, may_eject};
 use crate::snapshot::{Balancer, Cluster, Endpoint};
 
 #[cfg(test)]
@@ -88,6 +88,13 @@ impl Load {
             Outcome::Neutral => {}
         }
         let Some(config) = &self.cluster.outlier else { return None };
+        if config.interval.is_some() {
+            match outcome {
+                Outcome::Success { latency } => live.tally.success(latency),
+                Outcome::Failure(_) => live.tally.failure(),
+                Outcome::Neutral => {}
+            }
+        }
         match outcome {
             Outcome::Success { .. } => live.health.success(self.pass, config, now),
             Outcome::Neutral => {
@@ -96,11 +103,7 @@ impl Load {
             }
             Outcome::Failure(failure) => {
                 let _deciding = self.cluster.live.ejecting.lock();
-                let may = || {
-                    let all = &self.cluster.endpoints;
-                    let out = all.iter().filter(|e| e.live.health.admits(now) != Admission::In).count();
-                    may_eject(all.len(), out, config.max_ejected_percent)
-                };
+                let may = || may_one_more(&self.cluster, config, now);
                 live.health.failure(self.pass, failure, config, may, now)
             }
         }
@@ -110,6 +113,36 @@ impl Load {
     pub fn finish(mut self, outcome: Outcome) -> Option<Verdict> {
         self.report(outcome)
     }
+}
+
+/// Whether the cluster's share allows one more ejection.
+fn may_one_more(cluster: &Cluster, config: &OutlierConfig, now: Instant) -> bool {
+    let all = &cluster.endpoints;
+    let out = all.iter().filter(|e| e.live.health.admits(now) != Admission::In).count();
+    may_eject(all.len(), out, config.max_ejected_percent)
+}
+
+/// Judges a cluster's endpoints beside each other, if that is to be done now; whom it ejected. One branch for a cluster
+/// without such a rule; otherwise the time of its endpoints, once an interval.
+pub fn judge(cluster: &Cluster, now: Instant) -> Vec<(Arc<Endpoint>, Verdict)> {
+    let Some((config, interval)) = cluster.outlier.as_ref().and_then(|o| Some((o, o.interval?))) else {
+        return Vec::new();
+    };
+    if !cluster.live.window.is_due(interval, now) {
+        return Vec::new();
+    }
+    let all = &cluster.endpoints;
+    let counts = cluster.live.window.turn(all.iter().map(|endpoint| &endpoint.live));
+    let in_balancing = |endpoint: &Endpoint| endpoint.live.health.admits(now) == Admission::In;
+    let peers: Vec<_> =
+        all.iter().zip(counts).map(|(endpoint, counts)| in_balancing(endpoint).then_some(counts)).collect();
+    let _deciding = cluster.live.ejecting.lock();
+    let eject = |(index, cause)| {
+        let endpoint: &Arc<Endpoint> = all.get(index)?;
+        let may = || may_one_more(cluster, config, now);
+        Some((Arc::clone(endpoint), endpoint.live.health.judged(cause, config, may, now)?))
+    };
+    outlier::judge::judge(&peers, config).into_iter().filter_map(eject).collect()
 }
 
 impl Drop for Load {

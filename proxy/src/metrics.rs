@@ -15,7 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use weft_api::{Reason, v1};
 
-use crate::outlier::{Cause, Verdict};
+use crate::outlier::Verdict;
 use crate::record::{Direction, HttpKind, Party, RequestRecord, TcpRecord};
 
 mod labels;
@@ -272,8 +272,7 @@ impl Metrics {
     /// What [`crate::balance::Load::report`] says. `service`: its key, or its cluster's name.
     pub fn ejection(&self, service: &str, verdict: Verdict) {
         let cause = match verdict {
-            Verdict::Ejected(Cause::Failures(_), _) => "failures",
-            Verdict::Ejected(Cause::Connect, _) => "connect",
+            Verdict::Ejected(cause, _) => cause.as_str(),
             Verdict::Kept(..) => "probe",
             Verdict::Returned => return,
         };

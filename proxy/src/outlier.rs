@@ -2,7 +2,7 @@
 //! answers of real requests are its only input. It chooses no endpoint and sends nothing.
 //!
 //! ```text
-//!            failures in a row reach the limit, or a connect fails
+//!     failures or gateway errors in a row reach the limit, a connect fails, or it is judged worse than its peers
 //!   In ───────────────────────────────────────────────────────────▶ Out (waiting)
 //!    ▲                                                                │ the ejection's time has passed
 //!    │ success of a request sent after the ejection                   ▼
@@ -10,8 +10,9 @@
 //!    │                                                                │ failure: out again, longer
 //!    └────────────────────────────────────────────────────────────────┘
 //! ```
-//! - n-th ejection in a row: `base × n` after failures, `1 s × 2^(n-1)` after a failed connect, never above the maximum.
-//! - The row ends when the endpoint has been back for as long as its last ejection was, and at least `base`.
+//! - n-th ejection in a row: `base × n`, but `1 s × 2^(n-1)` after a failed connect, never above the maximum.
+//! - The row ends when the endpoint has been back for as long as its last ejection was, and at least `base`; where it is
+//!   judged beside its peers (`judge`), two intervals more, so that one whole interval was judged.
 //! - Answers to requests sent before the ejection change nothing any more.
 //! - At most `max_ejected_percent` of a cluster, rounded down, is out at a time; one always may, if another is left.
 
@@ -25,8 +26,13 @@ use tokio::time::Instant;
 
 use crate::clock;
 
+pub(crate) mod judge;
+#[cfg(test)]
+mod table;
 #[cfg(test)]
 mod tests;
+
+pub use judge::{LatencyRule, SuccessRate};
 
 /// First ejection after a failed connect.
 pub const CONNECT_EJECTION: Duration = Duration::from_secs(1);
@@ -34,8 +40,16 @@ pub const CONNECT_EJECTION: Duration = Duration::from_secs(1);
 /// When an endpoint is ejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutlierConfig {
-    /// Failures in a row until ejection; at least 1.
-    pub consecutive_failures: u32,
+    /// Failures in a row until ejection; at least 1. `None`: not judged by this.
+    pub consecutive_failures: Option<u32>,
+    /// Gateway errors in a row until ejection; at least 1. `None`: not judged by this.
+    pub consecutive_gateway_errors: Option<u32>,
+    /// How often the two below are judged. `None`: there is neither.
+    pub interval: Option<Duration>,
+    /// By its share of successes beside its peers'.
+    pub success_rate: Option<SuccessRate>,
+    /// By its mean latency beside its peers'.
+    pub latency: Option<LatencyRule>,
     /// Length of the first ejection.
     pub base_ejection: Duration,
     /// Longest ejection.
@@ -51,8 +65,10 @@ pub enum Failure {
     Connect,
     /// The connection was lost.
     Reset,
-    /// An answer that counts as a failure (5xx, gRPC UNAVAILABLE).
+    /// An answer that counts as a failure, and not as the next one: 500 and the like.
     Status,
+    /// 502, 503, 504, gRPC UNAVAILABLE: what a gateway says of somebody behind it.
+    Gateway,
     /// The try's time passed.
     Timeout,
 }
@@ -62,15 +78,48 @@ pub enum Failure {
 pub enum Cause {
     /// That many failures in a row.
     Failures(u32),
+    /// That many gateway errors in a row.
+    GatewayErrors(u32),
     /// A failed connect.
     Connect,
+    /// It failed more often than its peers did; both in percent.
+    SuccessRate {
+        /// Its own share of successes.
+        own: u32,
+        /// The mean of all.
+        mean: u32,
+    },
+    /// It was slower than its peers were; both in milliseconds.
+    Latency {
+        /// Its own mean.
+        own: u32,
+        /// The median of the others' means.
+        median: u32,
+    },
+}
+
+impl Cause {
+    /// The word for metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failures(_) => "failures",
+            Self::GatewayErrors(_) => "gateway-errors",
+            Self::Connect => "connect",
+            Self::SuccessRate { .. } => "success-rate",
+            Self::Latency { .. } => "latency",
+        }
+    }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failures(n) => write!(f, "{n} consecutive failures"),
+            Self::GatewayErrors(n) => write!(f, "{n} consecutive gateway errors"),
             Self::Connect => f.write_str("failed to connect"),
+            Self::SuccessRate { own, mean } => write!(f, "success rate {own} %, of all {mean} %"),
+            Self::Latency { own, median } => write!(f, "mean latency {own} ms, its peers' {median} ms"),
         }
     }
 }
@@ -122,8 +171,10 @@ const PROBING: u64 = u64::MAX;
 #[derive(Debug, Default)]
 struct State {
     out: Option<Out>,
-    /// While in.
+    /// In a row, while in.
     failures: u32,
+    /// The last so many of those.
+    gateway_errors: u32,
     /// In a row.
     ejections: u32,
     /// Ever; tells a late answer from one to this ejection.
@@ -145,7 +196,7 @@ impl State {
     /// The pure part: what a success does.
     fn success(&mut self, pass: Pass, config: &OutlierConfig, now: Instant) -> Option<Verdict> {
         if self.out.is_none() {
-            self.failures = 0;
+            (self.failures, self.gateway_errors) = (0, 0);
             self.forget(config, now);
             return None;
         }
@@ -153,7 +204,7 @@ impl State {
             return None;
         }
         self.out = None;
-        self.failures = 0;
+        (self.failures, self.gateway_errors) = (0, 0);
         self.back = Some(now);
         Some(Verdict::Returned)
     }
@@ -179,14 +230,37 @@ impl State {
             (None, Pass::Normal | Pass::Probe(_)) => {
                 self.forget(config, now);
                 self.failures = self.failures.saturating_add(1);
-                let cause = match failure {
-                    Failure::Connect => Cause::Connect,
-                    _ if self.failures >= config.consecutive_failures => Cause::Failures(self.failures),
-                    _ => return None,
+                // What the caller gets for all others is a 502, 503 or 504 too.
+                let gateway = failure != Failure::Status;
+                self.gateway_errors = if gateway { self.gateway_errors.saturating_add(1) } else { 0 };
+                let reached = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
+                let cause = if failure == Failure::Connect {
+                    Cause::Connect
+                } else if reached(self.failures, config.consecutive_failures) {
+                    Cause::Failures(self.failures)
+                } else if reached(self.gateway_errors, config.consecutive_gateway_errors) {
+                    Cause::GatewayErrors(self.gateway_errors)
+                } else {
+                    return None;
                 };
                 may().then(|| Verdict::Ejected(cause, self.eject(cause, config, now)))
             }
         }
+    }
+
+    /// The pure part: what a judgement beside its peers does.
+    fn judged(
+        &mut self,
+        cause: Cause,
+        config: &OutlierConfig,
+        may: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<Verdict> {
+        if self.out.is_some() {
+            return None;
+        }
+        self.forget(config, now);
+        may().then(|| Verdict::Ejected(cause, self.eject(cause, config, now)))
     }
 
     fn neutral(&mut self, pass: Pass) {
@@ -206,7 +280,8 @@ impl State {
     }
 
     fn forget(&mut self, config: &OutlierConfig, now: Instant) {
-        let clean = self.length.max(config.base_ejection);
+        let judged = config.interval.map_or(Duration::ZERO, |interval| interval.saturating_mul(2));
+        let clean = self.length.max(config.base_ejection).saturating_add(judged);
         if self.back.is_some_and(|back| now.saturating_duration_since(back) >= clean) {
             self.ejections = 0;
             self.back = None;
@@ -230,8 +305,8 @@ impl State {
 
 fn length(cause: Cause, ejections: u32, config: &OutlierConfig) -> Duration {
     let length = match cause {
-        Cause::Failures(_) => config.base_ejection.saturating_mul(ejections),
         Cause::Connect => CONNECT_EJECTION.saturating_mul(1 << (ejections - 1).min(30)),
+        _ => config.base_ejection.saturating_mul(ejections),
     };
     length.min(config.max_ejection)
 }
@@ -312,6 +387,20 @@ impl Health {
     ) -> Option<Verdict> {
         let mut state = self.state();
         let verdict = state.failure(pass, failure, config, may, now);
+        self.settle(&state, verdict);
+        verdict
+    }
+
+    /// It was judged worse than its peers.
+    pub(crate) fn judged(
+        &self,
+        cause: Cause,
+        config: &OutlierConfig,
+        may: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<Verdict> {
+        let mut state = self.state();
+        let verdict = state.judged(cause, config, may, now);
         self.settle(&state, verdict);
         verdict
     }

@@ -14,6 +14,7 @@ use weft_api::{Identity, v1};
 use crate::balance::weights::Weights;
 use crate::breaker::Breaker;
 use crate::ewma::Latency;
+use crate::outlier::judge::{Tally, Window};
 use crate::outlier::{Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
 use crate::route::Route;
@@ -177,6 +178,8 @@ pub struct ClusterLive {
     /// each time would lead to the same endpoint again and again.
     pub(crate) turn_of_rest: AtomicU64,
     pub(crate) ejecting: Ejecting,
+    /// Where endpoints are judged beside each other.
+    pub(crate) window: Window,
 }
 
 /// How an endpoint is chosen.
@@ -218,6 +221,8 @@ pub struct EndpointLive {
     pub(crate) in_flight: std::sync::atomic::AtomicU32,
     pub(crate) latency: Latency,
     pub(crate) health: Health,
+    /// Counted only where endpoints are judged beside each other.
+    pub(crate) tally: Tally,
 }
 
 /// Counts ejections and returns of every endpoint, for whoever reports them.
@@ -334,6 +339,7 @@ impl EndpointLive {
             in_flight: std::sync::atomic::AtomicU32::new(0),
             latency: Latency::default(),
             health: Health::new(Arc::clone(&changes.0)),
+            tally: Tally::default(),
         }
     }
 

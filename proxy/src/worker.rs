@@ -12,14 +12,16 @@ use rand::rngs::SmallRng;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::balance::{Load, Outcome};
+use crate::balance::{self, Load, Outcome};
 use crate::http::pool::Pool;
 use crate::outlier::Verdict;
 use crate::proxy::Proxy;
 use crate::record::Direction;
+use crate::snapshot::Endpoint;
 use crate::{inbound, outbound};
 
 /// How often connections that are not needed any more are looked for.
@@ -57,17 +59,25 @@ impl Worker {
 
     /// Tells the balancer how an endpoint of a service does, and everybody what it makes of it.
     pub fn report(&self, service: &str, load: &mut Load, outcome: Outcome) {
-        let Some(verdict) = load.report(outcome) else { return };
+        if let Some(verdict) = load.report(outcome) {
+            self.tell(service, &load.endpoint, verdict);
+        }
+        for (endpoint, verdict) in balance::judge(load.cluster(), Instant::now()) {
+            self.tell(service, &endpoint, verdict);
+        }
+    }
+
+    fn tell(&self, service: &str, endpoint: &Endpoint, verdict: Verdict) {
         self.proxy.metrics.ejection(service, verdict);
-        let endpoint = load.endpoint.addr;
+        let (endpoint, pod) = (endpoint.addr, &*endpoint.pod);
         match verdict {
             Verdict::Ejected(cause, time) => {
-                tracing::warn!(%service, %endpoint, %cause, for_ms = time.as_millis(), "endpoint ejected");
+                tracing::warn!(%service, %endpoint, pod, %cause, for_ms = time.as_millis(), "endpoint ejected");
             }
             Verdict::Kept(cause, time) => {
-                tracing::info!(%service, %endpoint, %cause, for_ms = time.as_millis(), "endpoint stays ejected");
+                tracing::info!(%service, %endpoint, pod, %cause, for_ms = time.as_millis(), "endpoint stays ejected");
             }
-            Verdict::Returned => tracing::info!(%service, %endpoint, "endpoint is back"),
+            Verdict::Returned => tracing::info!(%service, %endpoint, pod, "endpoint is back"),
         }
     }
 

@@ -113,12 +113,33 @@ fn breaker(spec: Option<&MeshServiceSpec>) -> v1::Breaker {
 
 fn outlier(spec: Option<&MeshServiceSpec>) -> Option<v1::Outlier> {
     let given = spec.and_then(|s| s.health.as_ref()).and_then(|h| h.outlier.clone()).unwrap_or_default();
-    let consecutive_failures = given.consecutive_failures.unwrap_or(5);
     let base_ejection_ms = given.ejection_time.map_or(10_000, |d| d.as_millis());
-    (consecutive_failures > 0).then(|| v1::Outlier {
-        consecutive_failures,
+    let compiled = v1::Outlier {
+        consecutive_failures: given.consecutive_failures.unwrap_or(5),
         base_ejection_ms,
         max_ejection_ms: given.max_ejection_time.map_or(300_000, |d| d.as_millis()).max(base_ejection_ms),
         max_ejected_percent: given.max_ejected_percent.unwrap_or(50),
-    })
+        consecutive_gateway_errors: given.consecutive_gateway_errors.unwrap_or(0),
+        interval_ms: given.interval.map_or(10_000, |d| d.as_millis()),
+        success_rate: given.success_rate.map(|rule| v1::SuccessRate {
+            min_requests: rule.min_requests.unwrap_or(100),
+            min_hosts: rule.min_hosts.unwrap_or(5),
+            stdev_factor_thousandths: thousandths(rule.stdev_factor.unwrap_or(1.9)),
+        }),
+        latency: given.latency.map(|rule| v1::LatencyRule {
+            min_requests: rule.min_requests.unwrap_or(100),
+            factor_thousandths: thousandths(rule.factor.unwrap_or(3.0)),
+        }),
+    };
+    let any = compiled.consecutive_failures > 0
+        || compiled.consecutive_gateway_errors > 0
+        || compiled.success_rate.is_some()
+        || compiled.latency.is_some();
+    any.then_some(compiled)
+}
+
+/// The schema bounds it to 1000.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn thousandths(factor: f64) -> u32 {
+    (factor * 1000.0).round().clamp(0.0, 1e6) as u32
 }

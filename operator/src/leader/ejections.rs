@@ -68,9 +68,50 @@ pub fn compare<'a>(before: &'a EjectedBy, now: &'a EjectedBy) -> Vec<Happened<'a
     happened
 }
 
+/// How many Events may still be written: a burst, and then so many with each look. Whatever many endpoints do at once,
+/// the API server is not to feel it.
+#[derive(Debug)]
+pub struct Quota {
+    left: usize,
+    most: usize,
+    each_look: usize,
+}
+
+impl Quota {
+    /// Full.
+    pub const fn new(most: usize, each_look: usize) -> Self {
+        Self { left: most, most, each_look }
+    }
+
+    /// Another look at the world.
+    pub fn look(&mut self) {
+        self.left = (self.left + self.each_look).min(self.most);
+    }
+
+    /// Whether one more may be written.
+    pub const fn take(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quota_allows_a_burst_and_then_so_many_with_each_look() {
+        let mut quota = Quota::new(3, 1);
+        let taken = |quota: &mut Quota, wanted: usize| (0..wanted).filter(|_| quota.take()).count();
+        assert_eq!(taken(&mut quota, 5), 3);
+        quota.look();
+        assert_eq!(taken(&mut quota, 5), 1);
+        (0..10).for_each(|_| quota.look());
+        assert_eq!(taken(&mut quota, 5), 3);
+    }
 
     fn row(service: &str, endpoint: &str) -> EjectedRow {
         EjectedRow { service: service.into(), endpoint: endpoint.into(), proxies: 1, cause: "c".into() }

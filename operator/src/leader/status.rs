@@ -14,7 +14,7 @@ use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
 
 use super::Leader;
 use super::conditions::{self, AppliedBy};
-use super::ejections::{self, EjectedBy, Happened};
+use super::ejections::{self, EjectedBy, Happened, Quota};
 use super::events::{About, Events};
 use super::replicas::Replicas;
 use crate::compile::endpoint_states;
@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(5);
 /// Of one look; more is a storm, and the next look says the rest of it in sums.
 const MAX_EVENTS: usize = 50;
+/// Of ejections and returns, for every look after a burst of [`MAX_EVENTS`].
+const EVENTS_EACH_LOOK: usize = 2;
 const API_VERSION: &str = "weft.dev/v1alpha1";
 
 /// A status to be written.
@@ -41,11 +43,13 @@ pub async fn keep(leader: Leader, events: Events) {
     let mut replicas = Replicas::default();
     let mut writer = Writer { leader: leader.clone(), written: HashMap::new() };
     let mut ejected: Option<EjectedBy> = None;
+    let mut quota = Quota::new(MAX_EVENTS, EVENTS_EACH_LOOK);
     let mut refused: Option<BTreeMap<(&'static str, Key), Refusal>> = None;
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        quota.look();
         let reply = replicas.applied(&leader.shared, &leader.settings).await;
         let applied = conditions::by_resource(&reply);
         let now_ejected = ejections::by_service(&reply.ejected);
@@ -59,7 +63,7 @@ pub async fn keep(leader: Leader, events: Events) {
         }
         // A new leader knows not what was told already: the first look is the beginning.
         if let Some(before) = &ejected {
-            tell_ejections(&leader, &events, before, &now_ejected).await;
+            tell_ejections(&leader, &events, &mut quota, before, &now_ejected).await;
         }
         if let Some(before) = &refused {
             tell_refusals(&leader, &events, before, &now_refused).await;
@@ -226,8 +230,23 @@ async fn tell_refusals(
     }
 }
 
-async fn tell_ejections(leader: &Leader, events: &Events, before: &EjectedBy, now: &EjectedBy) {
-    for happened in ejections::compare(before, now).into_iter().take(MAX_EVENTS) {
+async fn tell_ejections(
+    leader: &Leader,
+    events: &Events,
+    quota: &mut Quota,
+    before: &EjectedBy,
+    now: &EjectedBy,
+) {
+    let all = ejections::compare(before, now);
+    let count = all.len();
+    for (told, happened) in all.into_iter().enumerate() {
+        if !quota.take() {
+            tracing::warn!(
+                left_out = count - told,
+                "too many ejections and returns to write an Event of each"
+            );
+            return;
+        }
         let (service, endpoint) = match &happened {
             Happened::Ejected(service, endpoint, _) | Happened::Returned(service, endpoint) => {
                 (*service, *endpoint)

@@ -191,6 +191,17 @@ fn view_cluster(service: &Service, cluster: &Cluster) -> Value {
             "base_ejection_ms": millis(outlier.base_ejection),
             "max_ejection_ms": millis(outlier.max_ejection),
             "max_ejected_percent": outlier.max_ejected_percent,
+            "consecutive_gateway_errors": outlier.consecutive_gateway_errors,
+            "interval_ms": outlier.interval.map(millis),
+            "success_rate": outlier.success_rate.map(|rule| json!({
+                "min_requests": rule.min_requests,
+                "min_hosts": rule.min_hosts,
+                "stdev_factor": f64::from(rule.stdev_factor_thousandths) / 1e3,
+            })),
+            "latency": outlier.latency.map(|rule| json!({
+                "min_requests": rule.min_requests,
+                "factor": f64::from(rule.factor_thousandths) / 1e3,
+            })),
         })),
         "endpoints": cluster.endpoints.iter().map(|endpoint| view_endpoint(endpoint)).collect::<Vec<_>>(),
     })

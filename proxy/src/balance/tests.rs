@@ -385,3 +385,72 @@ proptest! {
         });
     }
 }
+
+fn judged_cluster(n: usize, percent: u32) -> Arc<Cluster> {
+    let mut message = service(&[]);
+    let cluster = &mut message.clusters[0];
+    cluster.endpoints = (0..n).map(|i| endpoint(&address(i).to_string(), 100)).collect();
+    cluster.outlier = Some(v1::Outlier {
+        consecutive_failures: 0,
+        base_ejection_ms: 10_000,
+        max_ejected_percent: percent,
+        interval_ms: 1000,
+        success_rate: Some(v1::SuccessRate {
+            min_requests: 10,
+            min_hosts: 5,
+            stdev_factor_thousandths: 1000,
+        }),
+        latency: Some(v1::LatencyRule { min_requests: 10, factor_thousandths: 3000 }),
+        ..Default::default()
+    });
+    let update = v1::ToProxy { services: vec![message], ..Default::default() };
+    cluster_of(&applied(&Snapshot::default(), &update))
+}
+
+fn answers(cluster: &Arc<Cluster>, i: usize, n: usize, outcome: Outcome) {
+    for _ in 0..n {
+        assert_eq!(pinned(cluster, &cluster.endpoints[i], Instant::now()).finish(outcome), None);
+    }
+}
+
+const FAST: Outcome = Outcome::Success { latency: Duration::from_millis(2) };
+const SLOW: Outcome = Outcome::Success { latency: Duration::from_millis(40) };
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_are_judged_beside_each_other_once_an_interval() {
+    let cluster = judged_cluster(6, 50);
+    let judged = || -> Vec<(SocketAddr, Verdict)> {
+        judge(&cluster, Instant::now()).into_iter().map(|(e, verdict)| (e.addr, verdict)).collect()
+    };
+    // The first interval begins with the first look.
+    assert_eq!(judged(), []);
+    (0..4).for_each(|i| answers(&cluster, i, 20, FAST));
+    answers(&cluster, 4, 20, SLOW);
+    answers(&cluster, 5, 20, Outcome::Failure(Failure::Status));
+    tokio::time::advance(Duration::from_millis(900)).await;
+    assert_eq!(judged(), [], "before its time");
+    tokio::time::advance(Duration::from_millis(200)).await;
+    let ten = Duration::from_secs(10);
+    assert_eq!(
+        judged(),
+        [
+            (address(5), Verdict::Ejected(outlier::Cause::SuccessRate { own: 0, mean: 83 }, ten)),
+            (address(4), Verdict::Ejected(outlier::Cause::Latency { own: 40, median: 2 }, ten)),
+        ]
+    );
+    // What was counted once counts no more.
+    tokio::time::advance(Duration::from_millis(1100)).await;
+    assert_eq!(judged(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_are_judged_away_than_the_share_allows_and_the_worst_goes_first() {
+    let cluster = judged_cluster(8, 13);
+    assert!(judge(&cluster, Instant::now()).is_empty());
+    (0..6).for_each(|i| answers(&cluster, i, 20, FAST));
+    answers(&cluster, 6, 20, SLOW);
+    answers(&cluster, 7, 20, Outcome::Success { latency: Duration::from_millis(400) });
+    tokio::time::advance(Duration::from_millis(1100)).await;
+    let gone = judge(&cluster, Instant::now());
+    assert_eq!(gone.iter().map(|(endpoint, _)| endpoint.addr).collect::<Vec<_>>(), [address(7)]);
+}

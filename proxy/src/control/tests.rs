@@ -104,6 +104,7 @@ fn service(endpoints: &[&str]) -> v1::Service {
             base_ejection_ms: 60_000,
             max_ejection_ms: 60_000,
             max_ejected_percent: 100,
+            ..Default::default()
         }),
         connect_timeout_ms: 1000,
         idle_timeout_ms: 1000,

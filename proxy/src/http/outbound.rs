@@ -279,11 +279,13 @@ fn failure_in(response: &Response<Incoming>, mtls: bool) -> Option<(Failed, outl
     }
     let status = response.status().as_u16();
     if status >= 500 {
-        return Some((Failed::Status(status), outlier::Failure::Status));
+        let gateway = matches!(status, 502..=504);
+        let failure = if gateway { outlier::Failure::Gateway } else { outlier::Failure::Status };
+        return Some((Failed::Status(status), failure));
     }
     // UNAVAILABLE in the head: a trailers-only response.
     let unavailable = headers::grpc_status(response.headers()) == Some(14);
-    unavailable.then_some((Failed::GrpcUnavailable, outlier::Failure::Status))
+    unavailable.then_some((Failed::GrpcUnavailable, outlier::Failure::Gateway))
 }
 
 /// What a try without a response says of its endpoint.

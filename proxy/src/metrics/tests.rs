@@ -1,6 +1,7 @@
 //! Tests of `metrics`: no cluster, nothing but what they make themselves.
 
 use super::*;
+use crate::outlier::Cause;
 use http::{HeaderValue, Method, Uri};
 
 pub(crate) fn record() -> RequestRecord {

@@ -4,7 +4,11 @@ use super::*;
 use proptest::prelude::*;
 
 const CONFIG: OutlierConfig = OutlierConfig {
-    consecutive_failures: 3,
+    consecutive_failures: Some(3),
+    consecutive_gateway_errors: None,
+    interval: None,
+    success_rate: None,
+    latency: None,
     base_ejection: Duration::from_secs(10),
     max_ejection: Duration::from_secs(60),
     max_ejected_percent: 50,

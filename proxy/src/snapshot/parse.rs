@@ -14,7 +14,7 @@ use super::apply::Carried;
 use super::{Balancer, Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
 use crate::balance::weights::Weights;
 use crate::breaker::Limits;
-use crate::outlier::OutlierConfig;
+use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::RetryPolicy;
 use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
 
@@ -189,13 +189,29 @@ fn limits(message: Option<&v1::Breaker>) -> Limits {
 
 fn outlier(message: &v1::Outlier) -> Option<OutlierConfig> {
     let base_ejection = millis(message.base_ejection_ms).unwrap_or(Duration::from_secs(10));
-    Some(OutlierConfig {
-        // 0 switches ejection off, as in the resource.
-        consecutive_failures: unless_zero(message.consecutive_failures)?,
+    let success_rate = message.success_rate.as_ref().map(|rule| SuccessRate {
+        min_requests: rule.min_requests,
+        min_hosts: rule.min_hosts,
+        stdev_factor_thousandths: rule.stdev_factor_thousandths,
+    });
+    let latency = message.latency.as_ref().map(|rule| LatencyRule {
+        min_requests: rule.min_requests,
+        factor_thousandths: rule.factor_thousandths.max(1000),
+    });
+    let beside_peers = success_rate.is_some() || latency.is_some();
+    let config = OutlierConfig {
+        consecutive_failures: unless_zero(message.consecutive_failures),
+        consecutive_gateway_errors: unless_zero(message.consecutive_gateway_errors),
+        interval: beside_peers.then(|| millis(message.interval_ms).unwrap_or(Duration::from_secs(10))),
+        success_rate,
+        latency,
         base_ejection,
         max_ejection: millis(message.max_ejection_ms).unwrap_or(Duration::from_secs(300)).max(base_ejection),
         max_ejected_percent: message.max_ejected_percent.min(100),
-    })
+    };
+    // By nothing: ejection is off, as in the resource.
+    let any = config.consecutive_failures.or(config.consecutive_gateway_errors).is_some() || beside_peers;
+    any.then_some(config)
 }
 
 fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Result<Endpoint> {

@@ -25,6 +25,7 @@ pub(crate) fn cluster(name: &str, endpoints: Vec<v1::Endpoint>) -> v1::Cluster {
             base_ejection_ms: 10_000,
             max_ejection_ms: 300_000,
             max_ejected_percent: 50,
+            ..Default::default()
         }),
         ..Default::default()
     }
@@ -356,6 +357,7 @@ proptest! {
             base_ejection_ms: wide,
             max_ejection_ms: wide / 2,
             max_ejected_percent: number,
+            ..Default::default()
         });
         update.clusters[0].breaker = Some(v1::Breaker { max_retries: number, ..Default::default() });
         update.port = number;

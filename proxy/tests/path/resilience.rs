@@ -334,6 +334,7 @@ async fn a_failing_endpoint_is_ejected_and_comes_back() {
             base_ejection_ms: 300,
             max_ejection_ms: 1000,
             max_ejected_percent: 50,
+            ..Default::default()
         });
     });
     let mut client = Http1::connect(node.outbound).await;

@@ -120,6 +120,30 @@ fn a_mesh_service_shapes_clusters_and_subsets() {
 }
 
 #[test]
+fn ejection_is_off_only_when_there_is_nothing_to_judge_by() {
+    let outlier = |outlier: serde_json::Value| {
+        let mut objects = shop();
+        let spec = json!({ "target": { "service": "back" }, "health": { "outlier": outlier } });
+        objects.push(mesh_service("shop/back", 1, 0, spec));
+        compiled(&index_of(objects), "shop/back:80").clusters[0].outlier
+    };
+    assert_eq!(outlier(json!({ "consecutiveFailures": 0 })), None);
+    let by_gateway = outlier(json!({ "consecutiveFailures": 0, "consecutiveGatewayErrors": 3 })).unwrap();
+    assert_eq!((by_gateway.consecutive_failures, by_gateway.consecutive_gateway_errors), (0, 3));
+    let defaults =
+        outlier(json!({ "consecutiveFailures": 0, "successRate": {}, "latency": {}, "interval": "5s" }))
+            .unwrap();
+    assert_eq!(defaults.interval_ms, 5000);
+    let rate = defaults.success_rate.unwrap();
+    assert_eq!((rate.min_requests, rate.min_hosts, rate.stdev_factor_thousandths), (100, 5, 1900));
+    let latency = defaults.latency.unwrap();
+    assert_eq!((latency.min_requests, latency.factor_thousandths), (100, 3000));
+    let given = outlier(json!({ "latency": { "factor": 1.5, "minRequests": 7 } })).unwrap();
+    assert_eq!(given.latency, Some(v1::LatencyRule { min_requests: 7, factor_thousandths: 1500 }));
+    assert_eq!((given.consecutive_failures, given.success_rate), (5, None));
+}
+
+#[test]
 fn disabled_mtls_takes_the_identity_away_for_that_port_only() {
     let mut objects = shop();
     objects.push(authentication(
