@@ -70,6 +70,8 @@ reasons! {
     Draining = "draining", 503, "The pod is shutting down.";
     /// The proxy is out of connections.
     Overloaded = "overloaded", 503, "The proxy has reached its own connection limit.";
+    /// A rate limit of the destination is used up.
+    RateLimited = "rate-limited", 429, "The rateLimit of a TrafficPolicy rule of the destination is used up: wait as retry-after says, or raise it.";
 }
 
 impl std::fmt::Display for Reason {

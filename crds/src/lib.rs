@@ -6,6 +6,7 @@ pub mod common;
 pub mod manifest;
 pub mod mesh_service;
 pub mod peer_authentication;
+pub mod rate_limit;
 pub mod reference;
 pub mod traffic_policy;
 pub mod validate;

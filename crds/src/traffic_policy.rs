@@ -1,9 +1,11 @@
-//! TrafficPolicy: how requests to a service go. Matching, weighted split, timeout, retry.
+//! TrafficPolicy: how requests to a service go. Matching, weighted split, timeout, retry, rate limit.
 
 use crate::common::{Conditions, Duration};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType};
 
 /// How requests to a Service are matched, split, timed out and retried. One TrafficPolicy at most governs a port of a Service:
 /// put all the rules for it into that one. A second policy for the same port is refused.
@@ -88,6 +90,11 @@ pub enum TargetKind {
         "retry.perTryTimeout must not be longer than the rule's timeout, which covers all tries together: lower perTryTimeout or raise timeout"
     )
 )]
+#[x_kube(
+    validation = Rule::new("!has(self.rateLimit) || !has(self.split) || self.split.all(b, !has(b.service))").message(
+        "rateLimit is kept by the pods behind the target Service, so it cannot stand in a rule whose split names another service: put it into a TrafficPolicy of that Service"
+    )
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Name in logs and metrics. Default: its position, from 0.
@@ -126,6 +133,9 @@ pub struct Rule {
     /// When a request is tried again. Default: twice, on failed connects and resets of idempotent requests, within a budget of 20 %.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// How many requests of this rule the pods behind the target Service take. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Conditions that must all hold.

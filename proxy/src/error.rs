@@ -70,7 +70,8 @@ impl Error {
             | Reason::BreakerOpen
             | Reason::ConfigUnavailable
             | Reason::Draining
-            | Reason::Overloaded => Side::Proxy,
+            | Reason::Overloaded
+            | Reason::RateLimited => Side::Proxy,
         }
     }
 

@@ -39,6 +39,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the first connections of all wait for the configuration.
 const CONFIGURED: Duration = Duration::from_secs(2);
 
+/// Why a connection to a port with rate limits is refused.
+const ONLY_HTTP: &str =
+    "this port has a rate limit, and the client does not speak HTTP that could be counted";
+
 /// Serves one connection to its end.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr) {
     let (accepted, peer) = (Instant::now(), canonical(peer));
@@ -151,6 +155,7 @@ impl Connection<'_> {
         match alpn {
             Alpn::Http1 => self.http(Wire::Http1, tls, peer).await,
             Alpn::Http2 => self.http(Wire::Http2, tls, peer).await,
+            Alpn::Tcp if self.limited() => Box::pin(self.tunnelled(tls, peer)).await,
             Alpn::Tcp => {
                 let mut opaque = self.opaque();
                 if let Peer::Mesh { party, .. } = peer {
@@ -159,6 +164,23 @@ impl Connection<'_> {
                 }
                 opaque.dial_and_run(tls, tcp::dial_plain(self.worker, self.original)).await;
             }
+        }
+    }
+
+    /// Whether requests to this port are limited. Then nothing passes that is not read as a request: an HTTP request in opaque
+    /// bytes would not be counted.
+    fn limited(&self) -> bool {
+        self.snapshot.workload.as_ref().is_some_and(|own| own.limits_on(self.original.port()).is_some())
+    }
+
+    /// Opaque bytes by mTLS to a port with limits. They may be HTTP of a client that spoke late.
+    async fn tunnelled(self, mut tls: Box<TlsStream<Prefixed<TcpStream>>>, peer: Peer) {
+        let mut head = BytesMut::new();
+        match detect::first(&mut tls, &mut head).await {
+            Ok(First::Http1) => self.http(Wire::Http1, Prefixed::new(head.freeze(), tls), peer).await,
+            Ok(First::Http2) => self.http(Wire::Http2, Prefixed::new(head.freeze(), tls), peer).await,
+            Ok(First::Nothing) | Err(_) => {}
+            Ok(First::Tls(_) | First::Opaque) => self.refuse(Reason::BadRequest, Some(ONLY_HTTP)),
         }
     }
 
@@ -196,6 +218,9 @@ impl Connection<'_> {
         client: Prefixed<TcpStream>,
         upstream: Option<tcp::Opened>,
     ) {
+        if self.limited() {
+            return self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
+        }
         let mut opaque = self.opaque();
         opaque.record.sni = hello.and_then(|hello| hello.sni);
         let upstream = match upstream {

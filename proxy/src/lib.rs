@@ -19,6 +19,7 @@ pub mod http;
 pub mod identity;
 mod inbound;
 pub mod init;
+pub mod limit;
 pub mod listener;
 pub mod logging;
 pub mod metrics;

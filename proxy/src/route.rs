@@ -109,9 +109,15 @@ pub fn backend<'a>(route: &'a Route, rng: &mut impl Rng) -> &'a Arc<Cluster> {
     &route.backends[0].cluster
 }
 
+/// Whether one of the conditions holds, or there are none.
+#[must_use]
+pub fn fits_any(matches: &[RequestMatch], method: &Method, path: &str, headers: &HeaderMap) -> bool {
+    matches.is_empty() || matches.iter().any(|m| m.fits(method, path, headers))
+}
+
 impl Route {
     fn fits(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
-        self.matches.is_empty() || self.matches.iter().any(|m| m.fits(method, path, headers))
+        fits_any(&self.matches, method, path, headers)
     }
 }
 

@@ -14,6 +14,7 @@ use weft_api::{Identity, v1};
 use crate::balance::weights::Weights;
 use crate::breaker::Breaker;
 use crate::ewma::Latency;
+use crate::limit::Limits;
 use crate::outlier::judge::{Tally, Window};
 use crate::outlier::{Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
@@ -97,6 +98,8 @@ pub struct Workload {
     pub port_service: HashMap<u16, Arc<str>>,
     /// What shaped it.
     pub sources: Vec<v1::Source>,
+    /// Limits on the requests to its ports. `None`: there are none.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// A kubelet probe that the pod declares.
@@ -297,6 +300,12 @@ impl Workload {
     #[must_use]
     pub fn service_for(&self, port: u16) -> Option<&Arc<str>> {
         self.port_service.get(&port)
+    }
+
+    /// Limits on the requests to a container port.
+    #[must_use]
+    pub fn limits_on(&self, port: u16) -> Option<&Arc<Limits>> {
+        self.limits.as_ref().filter(|limits| limits.on(port))
     }
 
     /// Whether the pod declares an HTTP probe of exactly this.

@@ -6,6 +6,7 @@ mod admission;
 mod faults;
 mod identity;
 mod injection;
+mod limits;
 mod policy;
 mod probes;
 mod protocols;

@@ -5,6 +5,7 @@ mod address;
 mod authentication;
 mod cluster;
 mod endpoints;
+pub(crate) mod limits;
 mod protocol;
 mod route;
 mod service;

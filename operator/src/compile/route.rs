@@ -27,12 +27,17 @@ pub fn rule(
         backends.push(v1::Backend { cluster: default_cluster.to_owned(), weight: 1 });
     }
     v1::Route {
-        name: format!("{policy}/{}", rule.name.clone().unwrap_or_else(|| position.to_string())),
+        name: name(policy, position, rule),
         matches: rule.matches.iter().map(matching).collect(),
         backends,
         timeout_ms: rule.timeout.map_or(0, |d| d.as_millis()),
         retry: Some(retry(rule.retry.as_ref())),
     }
+}
+
+/// The name of a rule's route.
+pub fn name(policy: &str, position: usize, rule: &crd::Rule) -> String {
+    format!("{policy}/{}", rule.name.clone().unwrap_or_else(|| position.to_string()))
 }
 
 /// What no rule matches.
@@ -46,7 +51,8 @@ pub fn catch_all(default_cluster: &str) -> v1::Route {
     }
 }
 
-fn matching(given: &crd::Match) -> v1::Match {
+/// Conditions of a rule.
+pub fn matching(given: &crd::Match) -> v1::Match {
     let path = given.path.as_ref().and_then(|p| {
         let exact = p.exact.clone().map(r#match::Path::PathExact);
         let prefix = || p.prefix.clone().map(r#match::Path::PathPrefix);

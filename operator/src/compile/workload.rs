@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use weft_api::v1::{self, MtlsMode, Protocol};
+use weft_api::v1::{self, MtlsMode, Protocol, Source};
 
 use super::authentication::authentication;
-use super::protocol;
 use super::service::tidy;
+use super::{limits, protocol};
 use crate::index::{Index, Pod, ProbeKind, Service, ServicePort};
 
 /// The configuration of a pod's own proxy.
@@ -21,9 +21,12 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         }
     }
     let mut by_service: HashMap<u32, Protocol> = HashMap::new();
+    let mut inbound_rules = Vec::new();
+    let mut sources: Vec<Source> = authentication.source.into_iter().collect();
     for (service, port, number) in ports_of(index, pod) {
-        let number = u32::from(number);
         let Some(space) = index.space(&service.key.namespace) else { continue };
+        inbound_rules.extend(limits::inbound(space, service, port, number, &mut sources));
+        let number = u32::from(number);
         let protocol = protocol::of_port(port, protocol::described(space, service));
         if protocol != Protocol::Detect {
             // Services that disagree about a port: nobody can say, so the proxy looks.
@@ -49,9 +52,17 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         port_mtls: port_modes(&authentication.ports),
         port_protocol,
         probes: pod.probes.iter().map(probe).collect(),
-        sources: tidy(authentication.source.into_iter().collect()),
+        sources: tidy(sources),
         port_service: port_service.into_iter().map(|(port, (_, name))| (port, name)).collect(),
+        inbound_rules: in_order(inbound_rules),
     }
+}
+
+/// Each once, whatever the order of Services and slices.
+fn in_order(mut rules: Vec<v1::InboundRules>) -> Vec<v1::InboundRules> {
+    rules.sort_by(|a, b| (a.port, &a.service).cmp(&(b.port, &b.service)));
+    rules.dedup();
+    rules
 }
 
 /// Ports of Services that lead to the pod, with the pod's port.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::Key;
 use super::space::Settled;
+use crate::compile;
 
 /// What a change may affect.
 #[derive(Debug, Default)]
@@ -39,7 +40,8 @@ impl Dirty {
         let mut mark = |name: &String| {
             self.services.insert(Key::new(namespace, name));
         };
-        differing(&before.governed, &now.governed).for_each(&mut mark);
+        let governed: Vec<&String> = differing(&before.governed, &now.governed).collect();
+        governed.iter().copied().for_each(&mut mark);
         let described: Vec<&String> = differing(&before.described, &now.described).collect();
         described.iter().copied().for_each(&mut mark);
         differing(&before.remembered_services, &now.remembered_services).for_each(&mut mark);
@@ -47,6 +49,13 @@ impl Dirty {
         subsets.map(|(service, _)| service).for_each(&mut mark);
         // The description says which protocol a port speaks, which the callee's proxy wants to know too.
         self.reshaped.extend(described.into_iter().map(|name| Key::new(namespace, name)));
+        // Rate limits are kept by the callee's proxy.
+        let limits = |settled: &Settled, service: &String| {
+            let governing = settled.governed.get(service).into_iter().flatten();
+            governing.into_iter().any(|governing| compile::limits::any(&governing.policy.spec))
+        };
+        let limited = governed.into_iter().filter(|service| limits(before, service) || limits(now, service));
+        self.reshaped.extend(limited.map(|name| Key::new(namespace, name)));
         // Whoever sent to a changed service before, or does now.
         for splitters in [&before.splitters, &now.splitters] {
             for (service, from) in splitters {

@@ -1,5 +1,6 @@
 //! One request to the own application, from another proxy (mTLS) or from outside of the mesh. Says who the caller has
-//! proved to be, and passes it on. It balances nothing and retries nothing but what provably did not happen.
+//! proved to be, counts it under the limits of its port, and passes it on. It balances nothing and retries nothing but
+//! what provably did not happen.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
 use weft_api::Reason;
 
 use super::body::Source;
@@ -17,6 +19,8 @@ use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
 use crate::error::Error;
+use crate::limit::key::Asked;
+use crate::limit::{Limits, Verdict};
 use crate::record::{Direction, Party};
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
 use crate::worker::Worker;
@@ -55,12 +59,13 @@ enum Admission {
 impl Handler for Inbound {
     async fn handle(self: Rc<Self>, mut request: Request<Incoming>, wire: Wire) -> Response<Served> {
         let snapshot = self.worker.proxy.store.load();
-        let exchange = self.begin(&mut request, wire, &snapshot);
+        let mut exchange = self.begin(&mut request, wire, &snapshot);
         if let Err(malformed) = headers::check(&request) {
             return exchange.refuse(&Error::new(Reason::BadRequest, malformed));
         }
         let workload = snapshot.workload.clone();
         drop(snapshot);
+        let limits = workload.as_deref().and_then(|own| own.limits_on(self.original.port()));
         match self.admission(workload.as_deref()) {
             Admission::Any => {}
             Admission::Nothing => return exchange.refuse(&Reason::ClientCertificate.into()),
@@ -71,11 +76,26 @@ impl Handler for Inbound {
                 };
             }
         }
+        let counted = limits.and_then(|limits| self.count(workload.as_deref(), limits, &request));
+        if let Some((limit, _)) = counted.as_ref().and_then(|counted| counted.refused.as_ref()) {
+            exchange.record.route = Arc::clone(limit);
+            return told(exchange.refuse(&Reason::RateLimited.into()), counted);
+        }
         let upgrade = headers::wanted_upgrade(&request)
             .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
         let (head, body) = request.into_parts();
-        self.forward(exchange, Request::from_parts(head, ()), Source::new(body), wire, upgrade).await
+        let response =
+            self.forward(exchange, Request::from_parts(head, ()), Source::new(body), wire, upgrade).await;
+        told(response, counted)
     }
+}
+
+/// With what the client shall know of the limits that it is under.
+fn told(mut response: Response<Served>, counted: Option<Box<Verdict>>) -> Response<Served> {
+    if let Some(counted) = counted {
+        counted.write(response.headers_mut());
+    }
+    response
 }
 
 struct Upgrade {
@@ -92,6 +112,24 @@ impl Inbound {
             (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
             _ => Admission::Any,
         }
+    }
+
+    /// Counts it under the limits of its port. The kubelet's probes are not counted: a pod under load must not be taken
+    /// for a sick one.
+    fn count(
+        &self,
+        workload: Option<&Workload>,
+        limits: &Limits,
+        request: &Request<Incoming>,
+    ) -> Option<Box<Verdict>> {
+        let port = self.original.port();
+        let identity = match &self.peer {
+            Peer::Mesh { identity, .. } => Some(identity),
+            Peer::Outside if workload.is_some_and(|own| probe::declared(own, port, request)) => return None,
+            Peer::Outside => None,
+        };
+        let (path, headers, client) = (request.uri().path(), request.headers(), self.client.ip());
+        limits.count(port, request.method(), &Asked { path, headers, identity, client }, Instant::now())
     }
 
     fn begin(&self, request: &mut Request<Incoming>, wire: Wire, snapshot: &Snapshot) -> Box<Exchange> {

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::body::Source;
 use super::headers;
-use crate::snapshot::Workload;
+use crate::snapshot::{Probe, Workload};
 
 /// A health check's message is a service's name.
 const MAX_MESSAGE: usize = 4096;
@@ -37,6 +37,21 @@ pub(crate) async fn admit(
     workload
         .is_grpc_probe(port, service)
         .then(|| (Request::from_parts(head, ()), Source::whole(message.clone())))
+}
+
+/// Whether the head is that of a probe that the pod declares. Says nothing of the body: what passes by it must be harmless.
+pub(crate) fn declared<B>(workload: &Workload, port: u16, request: &Request<B>) -> bool {
+    match *request.method() {
+        Method::GET | Method::HEAD => {
+            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+            workload.is_http_probe(port, path)
+        }
+        Method::POST => {
+            let check = request.uri().path() == CHECK && headers::is_grpc(request.headers());
+            check && workload.probes.iter().any(|probe| matches!(probe, Probe::Grpc(p, _) if *p == port))
+        }
+        _ => false,
+    }
 }
 
 /// The service that a `HealthCheckRequest { string service = 1 }` asks for.

@@ -20,6 +20,8 @@ pub const fn grpc_status(reason: Reason) -> u16 {
         Reason::RequestTimeout | Reason::PerTryTimeout => 4,
         // PERMISSION_DENIED
         Reason::MtlsRequired | Reason::ClientCertificate => 7,
+        // RESOURCE_EXHAUSTED
+        Reason::RateLimited => 8,
         // INTERNAL
         Reason::BadRequest | Reason::HeadersTooLarge => 13,
         // UNAVAILABLE
@@ -94,5 +96,6 @@ mod tests {
         }
         assert_eq!(reply(Reason::RequestTimeout, true).headers()["grpc-status"], "4");
         assert_eq!(reply(Reason::NoHealthyEndpoint, true).headers()["grpc-status"], "14");
+        assert_eq!(reply(Reason::RateLimited, true).headers()["grpc-status"], "8");
     }
 }

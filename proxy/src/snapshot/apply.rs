@@ -28,8 +28,17 @@ impl Snapshot {
 
         if let Some(workload) = &update.workload {
             match parse::workload(workload) {
-                Ok(workload) if self.workload.as_deref() == Some(&workload) => {}
-                Ok(workload) => next.workload = Some(Arc::new(workload)),
+                Ok(mut parsed) => {
+                    let last = self.workload.as_ref().and_then(|own| own.limits.as_ref());
+                    // A policy that cannot be understood must not keep a new pod from its identity and mode.
+                    parsed.limits = parse::limits(&workload.inbound_rules, last).unwrap_or_else(|invalid| {
+                        reject("workload", invalid);
+                        last.cloned()
+                    });
+                    if self.workload.as_deref() != Some(&parsed) {
+                        next.workload = Some(Arc::new(parsed));
+                    }
+                }
                 Err(invalid) => reject("workload", invalid),
             }
         }

@@ -18,6 +18,10 @@ use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::RetryPolicy;
 use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
 
+mod limits;
+
+pub(super) use limits::limits;
+
 /// Why a resource is not taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{field}: {problem}")]
@@ -48,6 +52,7 @@ fn list<T, U>(field: &str, items: &[T], mut parse: impl FnMut(&T) -> Result<U>) 
         .collect()
 }
 
+/// Without its rate limits, see [`limits`].
 pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
     let ports = |field: &'static str, port: &u32| port_of(*port).map_err(|e| e.within(field));
     Ok(Workload {
@@ -73,6 +78,7 @@ pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
             .map(|(port, service)| Ok((ports("port_service", port)?, service.as_str().into())))
             .collect::<Result<_>>()?,
         sources: message.sources.clone(),
+        limits: None,
     })
 }
 
@@ -159,7 +165,7 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
     };
     let endpoints = list("endpoints", &message.endpoints, |e| endpoint(e, &name, carried).map(Arc::new))?;
     let weights: Vec<u32> = endpoints.iter().map(|e| e.weight).collect();
-    let (breaker, live) = carried.cluster(&name, limits(message.breaker.as_ref()));
+    let (breaker, live) = carried.cluster(&name, breaker(message.breaker.as_ref()));
     Ok(Cluster {
         balancer,
         weights: Weights::new(&weights),
@@ -178,7 +184,7 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn limits(message: Option<&v1::Breaker>) -> Limits {
+fn breaker(message: Option<&v1::Breaker>) -> Limits {
     message.map_or_else(Limits::default, |breaker| Limits {
         connections: unless_zero(breaker.max_connections),
         pending: unless_zero(breaker.max_pending_requests),

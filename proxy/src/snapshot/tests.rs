@@ -292,6 +292,57 @@ fn regular_expressions_are_bounded_in_text_and_in_memory() {
     }
 }
 
+fn limited(limit: v1::RateLimit) -> v1::Workload {
+    let rule = v1::InboundRule { name: "p/0".into(), rate_limit: Some(limit), ..Default::default() };
+    let rules = v1::InboundRules { port: 80, service: KEY.into(), rules: vec![rule] };
+    v1::Workload { inbound_rules: vec![rules], ..workload() }
+}
+
+fn of_workload(workload: v1::Workload) -> v1::ToProxy {
+    v1::ToProxy { workload: Some(workload), ..Default::default() }
+}
+
+#[test]
+fn a_rate_limit_that_makes_no_sense_is_rejected_with_a_sentence_and_the_last_one_stays() {
+    use v1::rate_limit::Key;
+    let good = v1::RateLimit { requests: 1, per_ms: 1000, ..Default::default() };
+    let first = applied(&Snapshot::default(), &of_workload(limited(good.clone())));
+    assert!(first.workload.as_ref().unwrap().limits_on(80).is_some());
+    assert!(first.workload.as_ref().unwrap().limits_on(81).is_none());
+    for (bad, message) in [
+        (v1::RateLimit { requests: 0, ..good.clone() }, "requests: and per_ms must be above 0"),
+        (
+            v1::RateLimit { key: Some(Key::Header("a b".into())), ..good.clone() },
+            "header: `a b` is not the name of a header",
+        ),
+        (
+            v1::RateLimit { key: Some(Key::PathTemplate("/a".into())), ..good },
+            "path_template: `/a` has no {name}",
+        ),
+    ] {
+        let mut workload = limited(bad);
+        workload.mtls = v1::MtlsMode::Disable.into();
+        let (next, rejections) = first.apply(&of_workload(workload.clone()));
+        assert_eq!(rejections[0].message, format!("inbound_rules[0].rules[0].rate_limit.{message}"));
+        let own = next.workload.unwrap();
+        // The rest of it is in force.
+        assert_eq!((own.mtls, own.limits_on(80).is_some()), (MtlsMode::Disable, true));
+        // Also where there was none before.
+        let (fresh, _) = Snapshot::default().apply(&of_workload(workload));
+        assert!(fresh.workload.unwrap().limits.is_none());
+    }
+}
+
+#[test]
+fn the_same_limits_again_change_nothing() {
+    let limit = v1::RateLimit { requests: 1, per_ms: 1000, ..Default::default() };
+    let first = applied(&Snapshot::default(), &of_workload(limited(limit.clone())));
+    let again = applied(&first, &of_workload(limited(limit)));
+    assert!(Arc::ptr_eq(first.workload.as_ref().unwrap(), again.workload.as_ref().unwrap()));
+    let none = applied(&again, &of_workload(workload()));
+    assert!(none.workload.unwrap().limits.is_none());
+}
+
 #[test]
 fn a_removed_service_goes_and_what_points_to_it_waits_for_the_operator() {
     let snapshot = first();

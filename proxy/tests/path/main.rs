@@ -12,6 +12,7 @@ mod limits;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod pods;
+mod ratelimit;
 mod resilience;
 mod security;
 mod tcp;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod last_good;
+mod limits;
 mod order;
 mod policies;
 mod services;
