@@ -16,7 +16,7 @@ OWN_CLUSTER := $(filter environment command line,$(origin KUBECONFIG))
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit e2e demo demo-clean figures clean
+	install crds lint test test-unit suites e2e demo demo-clean figures clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,13 +65,18 @@ lint: deps ## Formatting, clippy, generated files, chart, scripts
 	@bash $(CLUSTER_DIR)/build.sh
 	helm lint --strict charts/weft
 	shellcheck -x $$(git ls-files '*.sh' .ci/run)
-	test -z "$$(gofmt -l e2e)" && cd e2e/app && go vet ./...
+	test -z "$$(gofmt -l e2e)" && (cd e2e/app && go vet ./...) && cd e2e/suites && go vet ./...
 
-test: test-unit e2e ## All tests: unit, property, in-process, network namespaces, then end to end on a real cluster
+test: test-unit suites e2e ## All tests: unit, property, in-process, network namespaces, outside suites, then end to end on a real cluster
 
 test-unit: deps ## All tests that need no cluster
 	cargo test --workspace
 	cd e2e/app && go test ./...
+
+suites: ## Conformance suites, servers and clients that others wrote, through proxies on loopback (no cluster)
+	@bash $(CLUSTER_DIR)/install-deps.sh suites
+	cargo build -q --workspace --examples
+	cd e2e/suites && WEFT_THROUGH=$(CARGO_TARGET_DIR)/debug/examples/through go test -count=1 -timeout 5m ./...
 
 e2e: images cluster-up images-load install ## End-to-end tests through the shipped chart and images
 	bash e2e/run.sh

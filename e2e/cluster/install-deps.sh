@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs Debian's packages that are missing; does nothing where they are all there, needs root otherwise.
-# usage: install-deps.sh [cluster]    with `cluster` also what a Kubernetes on this machine is made of
+# usage: install-deps.sh [cluster|suites]    with `cluster` also what a Kubernetes on this machine is made of, with `suites` the
+#                                             servers and clients that e2e/suites runs
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -13,11 +14,16 @@ if [ "${1:-}" = cluster ]; then
   wanted+=" etcd:etcd-server containerd:containerd runc:runc /usr/lib/cni/ptp:containernetworking-plugins iptables:iptables
     nsenter:util-linux sysctl:procps flock:util-linux"
 fi
+if [ "${1:-}" = suites ]; then
+  wanted+=" nginx:nginx-light redis-server:redis-server redis-benchmark:redis-tools /usr/bin/psql:postgresql-client
+    /usr/lib/postgresql/*/bin/initdb:postgresql /usr/lib/postgresql/*/bin/pgbench:postgresql mariadbd:mariadb-server mariadb:mariadb-client
+    /usr/lib/python3/dist-packages/aiosmtpd:python3-aiosmtpd swaks:swaks h2load:nghttp2-client wrk:wrk runuser:util-linux"
+fi
 
 missing=()
 for pair in $wanted; do
   what=${pair%%:*}
-  [ -e "$what" ] || command -v "$what" >/dev/null || missing+=("${pair#*:}")
+  compgen -G "$what" >/dev/null || command -v "$what" >/dev/null || missing+=("${pair#*:}")
 done
 if ((${#missing[@]})); then
   command -v apt-get >/dev/null || die "please install: ${missing[*]}"
