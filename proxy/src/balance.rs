@@ -122,6 +122,30 @@ fn may_one_more(cluster: &Cluster, config: &OutlierConfig, now: Instant) -> bool
     may_eject(all.len(), out, config.max_ejected_percent)
 }
 
+/// The endpoint acknowledges nothing any more, as a request says that still waits for it.
+pub(crate) fn gone(cluster: &Cluster, endpoint: &Endpoint, now: Instant) -> Option<Verdict> {
+    let config = cluster.outlier.as_ref()?;
+    let _deciding = cluster.live.ejecting.lock();
+    let may = || may_one_more(cluster, config, now);
+    endpoint.live.health.failure(Pass::Normal, Failure::Gone, config, may, now)
+}
+
+/// The endpoint could be connected after all, by an attempt that was given up, and for which it may have been ejected.
+pub(crate) fn reached(cluster: &Cluster, endpoint: &Endpoint, now: Instant) -> Option<Verdict> {
+    let config = cluster.outlier.as_ref()?;
+    let health = &endpoint.live.health;
+    if health.ejected() != Some(outlier::Cause::Connect) {
+        return None;
+    }
+    health.success(health.pass(), config, now)
+}
+
+/// Whether there is an endpoint in balancing that this request has not been to.
+pub(crate) fn another(cluster: &Cluster, tried: &[SocketAddr], here: SocketAddr, now: Instant) -> bool {
+    let mut others = cluster.endpoints.iter().filter(|other| other.addr != here && other.weight > 0);
+    others.any(|other| !tried.contains(&other.addr) && other.live.health.admits(now) == Admission::In)
+}
+
 /// Judges a cluster's endpoints beside each other, if that is to be done now; whom it ejected. One branch for a cluster
 /// without such a rule; otherwise the time of its endpoints, once an interval.
 pub fn judge(cluster: &Cluster, now: Instant) -> Vec<(Arc<Endpoint>, Verdict)> {

@@ -21,6 +21,7 @@ use weft_api::{Identity, Reason};
 use crate::breaker::Permit;
 use crate::error::Error;
 use crate::forward::Abort;
+use crate::lost::Socket;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::tls::{Alpn, PeerError, Tls, peer_identity};
@@ -112,13 +113,14 @@ pub struct Counted {
     metrics: Arc<Metrics>,
     permit: Option<Permit>,
     freed: Option<Arc<Notify>>,
+    watched: Option<Socket>,
 }
 
 impl Counted {
     /// Counts it.
     pub(crate) fn new(proxy: &Proxy, stream: Upstream) -> Self {
         proxy.metrics.upstream_opened();
-        Self { stream, metrics: Arc::clone(&proxy.metrics), permit: None, freed: None }
+        Self { stream, metrics: Arc::clone(&proxy.metrics), permit: None, freed: None, watched: None }
     }
 
     /// With its place, and who is to be told when that is free again.
@@ -126,6 +128,17 @@ impl Counted {
         self.permit = permit;
         self.freed = Some(Arc::clone(freed));
         self
+    }
+
+    /// So that requests on it notice when the peer is gone.
+    pub(crate) fn watch(mut self) -> Self {
+        self.watched = Some(Socket::new(self.stream.socket()));
+        self
+    }
+
+    /// What [`Counted::watch`] made.
+    pub(crate) fn watched(&self) -> Option<Socket> {
+        self.watched.clone()
     }
 
     /// See [`Upstream::socket`].
@@ -146,6 +159,9 @@ impl Abort for Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if let Some(socket) = &self.watched {
+            socket.closed();
+        }
         self.permit = None;
         self.metrics.upstream_closed();
         if let Some(freed) = &self.freed {

@@ -22,6 +22,7 @@ pub mod init;
 pub mod limit;
 pub mod listener;
 pub mod logging;
+mod lost;
 pub mod metrics;
 pub mod original_dst;
 mod outbound;

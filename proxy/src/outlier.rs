@@ -2,7 +2,7 @@
 //! answers of real requests are its only input. It chooses no endpoint and sends nothing.
 //!
 //! ```text
-//!     failures or gateway errors in a row reach the limit, a connect fails, or it is judged worse than its peers
+//!     failures or gateway errors in a row reach the limit, a connect fails, it is gone, or judged worse than its peers
 //!   In ───────────────────────────────────────────────────────────▶ Out (waiting)
 //!    ▲                                                                │ the ejection's time has passed
 //!    │ success of a request sent after the ejection                   ▼
@@ -10,7 +10,7 @@
 //!    │                                                                │ failure: out again, longer
 //!    └────────────────────────────────────────────────────────────────┘
 //! ```
-//! - n-th ejection in a row: `base × n`, but `1 s × 2^(n-1)` after a failed connect, never above the maximum.
+//! - n-th ejection in a row: `base × n`, but `1 s × 2^(n-1)` after a failed connect and when it was gone, never above the maximum.
 //! - The row ends when the endpoint has been back for as long as its last ejection was, and at least `base`; where it is
 //!   judged beside its peers (`judge`), two intervals more, so that one whole interval was judged.
 //! - Answers to requests sent before the ejection change nothing any more.
@@ -63,6 +63,8 @@ pub struct OutlierConfig {
 pub enum Failure {
     /// No connection: refused, timed out, mTLS failed, or somebody else answered.
     Connect,
+    /// It acknowledges nothing that is sent to it.
+    Gone,
     /// The connection was lost.
     Reset,
     /// An answer that counts as a failure, and not as the next one: 500 and the like.
@@ -82,6 +84,8 @@ pub enum Cause {
     GatewayErrors(u32),
     /// A failed connect.
     Connect,
+    /// It acknowledged nothing any more.
+    Gone,
     /// It failed more often than its peers did; both in percent.
     SuccessRate {
         /// Its own share of successes.
@@ -106,6 +110,7 @@ impl Cause {
             Self::Failures(_) => "failures",
             Self::GatewayErrors(_) => "gateway-errors",
             Self::Connect => "connect",
+            Self::Gone => "gone",
             Self::SuccessRate { .. } => "success-rate",
             Self::Latency { .. } => "latency",
         }
@@ -118,6 +123,7 @@ impl fmt::Display for Cause {
             Self::Failures(n) => write!(f, "{n} consecutive failures"),
             Self::GatewayErrors(n) => write!(f, "{n} consecutive gateway errors"),
             Self::Connect => f.write_str("failed to connect"),
+            Self::Gone => f.write_str("acknowledges nothing any more"),
             Self::SuccessRate { own, mean } => write!(f, "success rate {own} %, of all {mean} %"),
             Self::Latency { own, median } => write!(f, "mean latency {own} ms, its peers' {median} ms"),
         }
@@ -220,7 +226,7 @@ impl State {
     ) -> Option<Verdict> {
         match (self.out, pass) {
             (Some(out), Pass::Probe(number)) if number == self.number => {
-                let cause = if failure == Failure::Connect { Cause::Connect } else { out.cause };
+                let cause = at_once(failure).unwrap_or(out.cause);
                 let length = self.eject(cause, config, now);
                 Some(Verdict::Kept(cause, length))
             }
@@ -234,8 +240,8 @@ impl State {
                 let gateway = failure != Failure::Status;
                 self.gateway_errors = if gateway { self.gateway_errors.saturating_add(1) } else { 0 };
                 let reached = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
-                let cause = if failure == Failure::Connect {
-                    Cause::Connect
+                let cause = if let Some(cause) = at_once(failure) {
+                    cause
                 } else if reached(self.failures, config.consecutive_failures) {
                     Cause::Failures(self.failures)
                 } else if reached(self.gateway_errors, config.consecutive_gateway_errors) {
@@ -303,9 +309,18 @@ impl State {
     }
 }
 
+/// Nobody can be served there just now: one is enough.
+const fn at_once(failure: Failure) -> Option<Cause> {
+    match failure {
+        Failure::Connect => Some(Cause::Connect),
+        Failure::Gone => Some(Cause::Gone),
+        _ => None,
+    }
+}
+
 fn length(cause: Cause, ejections: u32, config: &OutlierConfig) -> Duration {
     let length = match cause {
-        Cause::Connect => CONNECT_EJECTION.saturating_mul(1 << (ejections - 1).min(30)),
+        Cause::Connect | Cause::Gone => CONNECT_EJECTION.saturating_mul(1 << (ejections - 1).min(30)),
         _ => config.base_ejection.saturating_mul(ejections),
     };
     length.min(config.max_ejection)

@@ -105,7 +105,8 @@ pub fn decide(policy: &RetryPolicy, attempt: &Attempt<'_>, rng: &mut impl Rng) -
     again.then(|| backoff(policy, attempt.number, rng))
 }
 
-fn wanted(policy: &RetryPolicy, failed: Failed) -> bool {
+/// Whether the policy names such a failure.
+pub(crate) fn wanted(policy: &RetryPolicy, failed: Failed) -> bool {
     match failed {
         Failed::Connect => policy.on_connect_failure,
         Failed::Untouched | Failed::Reset => policy.on_reset,
@@ -147,7 +148,7 @@ pub struct Budget {
     spent: Mutex<Spent>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Spent {
     // Second and retries withdrawn from the deposits.
     slots: [(u64, u64); SLOTS],
@@ -172,9 +173,20 @@ impl Budget {
     /// Whether one retry may go; it is then paid for.
     #[must_use]
     pub fn withdraw(&self, policy: &RetryPolicy, now: Instant) -> bool {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pay(&mut spent, policy, now)
+    }
+
+    /// Whether one would be allowed now, without paying for it.
+    #[must_use]
+    pub fn would_allow(&self, policy: &RetryPolicy, now: Instant) -> bool {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.pay(&mut spent, policy, now)
+    }
+
+    fn pay(&self, spent: &mut Spent, policy: &RetryPolicy, now: Instant) -> bool {
         let millis = clock::millis(now);
         let second = millis / 1000;
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
 
         let floor = u64::from(policy.budget_min_per_second) * 1000;
         let filled =

@@ -14,6 +14,7 @@ use weft_api::{Identity, v1};
 use crate::balance::weights::Weights;
 use crate::breaker::Breaker;
 use crate::ewma::Latency;
+use crate::http::patience::Usual;
 use crate::limit::Limits;
 use crate::outlier::judge::{Tally, Window};
 use crate::outlier::{Cause, Ejecting, Health, OutlierConfig};
@@ -183,6 +184,8 @@ pub struct ClusterLive {
     pub(crate) ejecting: Ejecting,
     /// Where endpoints are judged beside each other.
     pub(crate) window: Window,
+    /// How long connecting takes.
+    pub(crate) usual: Usual,
 }
 
 /// How an endpoint is chosen.

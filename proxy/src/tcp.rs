@@ -166,10 +166,17 @@ pub(crate) async fn dial(worker: &Rc<Worker>, target: &Target) -> Result<Opened,
         let permits = [cluster.breaker.request()?, cluster.breaker.connection()?];
         let endpoint = Arc::clone(&load.endpoint);
         let identity = endpoint.identity.as_deref().filter(|_| !worker.proxy.is_own(endpoint.addr));
-        let connecting =
-            connect::open(&worker.proxy.tls, endpoint.addr, identity, Alpn::Tcp, cluster.connect_timeout);
+        // Nothing was sent yet: another endpoint is as good, if one takes longer than is usual.
+        let more = tried.len() + 1 < MAX_TRIES && pinned.is_none();
+        let limit = if more && balance::another(cluster, &tried, endpoint.addr, now) {
+            cluster.connect_timeout.min(cluster.live.usual.patience())
+        } else {
+            cluster.connect_timeout
+        };
+        let connecting = connect::open(&worker.proxy.tls, endpoint.addr, identity, Alpn::Tcp, limit);
         match Box::pin(connecting).await {
             Ok(stream) => {
+                cluster.live.usual.observe(now.elapsed());
                 worker.report(&service.key, &mut load, Outcome::Success { latency: now.elapsed() });
                 return Ok(Opened {
                     io: Prefixed::new(Bytes::new(), Counted::new(&worker.proxy, stream)),

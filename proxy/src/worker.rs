@@ -18,10 +18,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::{self, Load, Outcome};
 use crate::http::pool::Pool;
+use crate::lost::Lost;
 use crate::outlier::Verdict;
 use crate::proxy::Proxy;
 use crate::record::Direction;
-use crate::snapshot::Endpoint;
+use crate::snapshot::{Cluster, Endpoint};
 use crate::{inbound, outbound};
 
 /// How often connections that are not needed any more are looked for.
@@ -35,6 +36,8 @@ pub struct Worker {
     pub proxy: Arc<Proxy>,
     /// Connections to upstreams.
     pub pool: Pool,
+    /// Who notices peers that are gone without a word.
+    pub(crate) lost: Lost,
     /// Set when the pod is stopping.
     pub drain: CancellationToken,
     rng: RefCell<SmallRng>,
@@ -46,6 +49,7 @@ impl Worker {
         Rc::new(Self {
             proxy,
             pool: Pool::default(),
+            lost: Lost::default(),
             drain,
             rng: RefCell::new(SmallRng::from_os_rng()),
             tasks: TaskTracker::new(),
@@ -64,6 +68,20 @@ impl Worker {
         }
         for (endpoint, verdict) in balance::judge(load.cluster(), Instant::now()) {
             self.tell(service, &endpoint, verdict);
+        }
+    }
+
+    /// An endpoint acknowledges nothing any more.
+    pub(crate) fn gone(&self, cluster: &Cluster, endpoint: &Endpoint) {
+        if let Some(verdict) = balance::gone(cluster, endpoint, Instant::now()) {
+            self.tell(&cluster.name, endpoint, verdict);
+        }
+    }
+
+    /// An endpoint could be connected after all.
+    pub(crate) fn reached(&self, cluster: &Cluster, endpoint: &Endpoint) {
+        if let Some(verdict) = balance::reached(cluster, endpoint, Instant::now()) {
+            self.tell(&cluster.name, endpoint, verdict);
         }
     }
 
@@ -103,6 +121,8 @@ impl Worker {
         }
         let sweeping = Rc::clone(&self);
         spawn_local(async move { sweeping.sweep().await });
+        let looking = Rc::clone(&self);
+        spawn_local(async move { looking.lost.run().await });
         let drained = async {
             self.drain.cancelled().await;
             self.tasks.close();

@@ -4,6 +4,7 @@
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -19,10 +20,12 @@ use weft_api::Reason;
 
 use super::LocalExec;
 use super::body::{Outgoing, Source};
+use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
 use crate::breaker::Permit;
-use crate::connect::{self, Counted};
+use crate::connect::Counted;
 use crate::error::{Error, find};
+use crate::lost::Socket;
 use crate::retry::Failed;
 use crate::tls::Alpn;
 use crate::worker::Worker;
@@ -80,11 +83,13 @@ impl Failure {
     }
 }
 
-/// One try.
+/// One try. `elsewhere` says whether the request could go to another endpoint after such a failure; it is asked only when
+/// this endpoint takes suspiciously long to answer.
 pub(crate) async fn send(
     worker: &Rc<Worker>,
     to: &Destination,
     template: &Template,
+    elsewhere: Elsewhere<'_>,
 ) -> Result<(Response<Incoming>, Held), Failure> {
     let host = worker.pool.host(to);
     let mut stale = 0;
@@ -92,24 +97,31 @@ pub(crate) async fn send(
         let fresh = stale >= MAX_STALE;
         let (sent, reused, held) = match template.version {
             Wire::Http1 => {
-                let (mut lent, reused) = http1(worker, &host, to, fresh, !template.repeatable)
-                    .await
-                    .map_err(Failure::of_connect)?;
-                let sent = lent.sender().try_send_request(template.request()).await;
+                let certain = !template.repeatable;
+                let (mut lent, reused) =
+                    http1(worker, &host, to, fresh, certain, elsewhere).await.map_err(Failure::of_connect)?;
+                let (socket, sending) = (lent.watched(), lent.sender().try_send_request(template.request()));
+                let sent = answered(worker, to, template, elsewhere, socket, sending).await;
                 (sent, reused, Held::Http1(lent))
             }
             Wire::Http2 => {
-                let (stream, reused) = http2(worker, &host, to, fresh).await.map_err(Failure::of_connect)?;
-                let sent = stream.0.sender.clone().try_send_request(template.request()).await;
-                if sent.is_err() && stream.0.sender.is_closed() {
+                let (stream, reused) =
+                    http2(worker, &host, to, fresh, elsewhere).await.map_err(Failure::of_connect)?;
+                let sending = stream.0.sender.clone().try_send_request(template.request());
+                let sent = answered(worker, to, template, elsewhere, stream.0.watched.clone(), sending).await;
+                if sent.as_ref().is_some_and(Result::is_err) && stream.0.sender.is_closed() {
                     host.retire(&stream.0);
                 }
                 (sent, reused, Held::Http2(stream))
             }
         };
         let failure = match sent {
-            Ok(response) => return Ok((response, held)),
-            Err(e) => classify(e),
+            Some(Ok(response)) => return Ok((response, held)),
+            Some(Err(e)) => classify(e),
+            None => {
+                let error = Error::new(Reason::UpstreamReset, Gone);
+                return Err(Failure { failed: Failed::Reset, error });
+            }
         };
         if matches!(failure.failed, Failed::Untouched)
             && let Held::Http2(stream) = &held
@@ -123,6 +135,37 @@ pub(crate) async fn send(
         }
         stale += 1;
     }
+}
+
+/// Whether a request could go to another endpoint after such a failure.
+pub(crate) type Elsewhere<'a> = &'a dyn Fn(Failed) -> bool;
+
+/// Nothing that was sent is acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[error("the endpoint has stopped to acknowledge what is sent to it")]
+struct Gone;
+
+/// Waits for the response's head. When the peer turns out to be gone, everybody is told; `None`: and this request goes
+/// elsewhere, because it may and can. Another one is waited for: it may have had its effect.
+async fn answered<T>(
+    worker: &Worker,
+    to: &Destination,
+    template: &Template,
+    elsewhere: Elsewhere<'_>,
+    socket: Option<Socket>,
+    sending: impl Future<Output = T>,
+) -> Option<T> {
+    let Some(socket) = socket else { return Some(sending.await) };
+    let mut sending = pin!(sending);
+    if let Some(sent) = worker.lost.watch(&socket, sending.as_mut()).await {
+        return Some(sent);
+    }
+    worker.pool.host(to).clear();
+    if let Destination::Endpoint { cluster, endpoint, .. } = to {
+        worker.gone(cluster, endpoint);
+    }
+    let moves = template.repeatable && template.body.replayable() && elsewhere(Failed::Reset);
+    if moves { None } else { Some(sending.await) }
 }
 
 /// A response that nobody gets. A short one is read to its end, so that its connection can be used again.
@@ -181,6 +224,7 @@ async fn http1(
     to: &Destination,
     fresh: bool,
     certain: bool,
+    elsewhere: Elsewhere<'_>,
 ) -> Result<(Lent, bool), Error> {
     let idle = || if fresh { None } else { host.idle_http1(certain) };
     if let Some(lent) = idle() {
@@ -191,8 +235,25 @@ async fn http1(
         Place::Idle(lent) => return Ok((lent, true)),
         Place::Dial(permit) => permit,
     };
-    let io = Box::pin(open(worker, to, Alpn::Http1, permit)).await?;
-    let socket = io.inner().socket();
+    let io = match patience::open(worker, to, Alpn::Http1, permit, elsewhere).await? {
+        Ok(io) => io,
+        Err(late) => {
+            let (worker, host, to) = (Rc::clone(worker), Rc::clone(host), to.clone());
+            spawn_local(async move {
+                if let Some(io) = late.opened(&worker, &to).await
+                    && let Ok(lent) = begin_http1(&host, io, &to).await
+                {
+                    give_back(&worker, lent);
+                }
+            });
+            return Err(patience::too_slow());
+        }
+    };
+    Ok((begin_http1(host, io, to).await?, false))
+}
+
+async fn begin_http1(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) -> Result<Lent, Error> {
+    let socket = (io.inner().socket(), io.inner().watched());
     let (sender, connection) = http1::Builder::new()
         .max_header_size(MAX_RESPONSE_HEAD)
         .handshake(io)
@@ -202,7 +263,7 @@ async fn http1(
         // How it ended is told to whoever waits for a response on it.
         let _ = connection.with_upgrades().await;
     });
-    Ok((host.opened_http1(sender, socket, to), false))
+    Ok(host.opened_http1(sender, socket, to))
 }
 
 /// A stream of an HTTP/2 connection, and whether the connection was there before.
@@ -211,6 +272,7 @@ async fn http2(
     host: &Rc<Host>,
     to: &Destination,
     fresh: bool,
+    elsewhere: Elsewhere<'_>,
 ) -> Result<(Stream, bool), Error> {
     if !fresh && let Some(stream) = host.shared_http2(true) {
         return Ok((stream, true));
@@ -228,12 +290,17 @@ async fn http2(
             return Err(error);
         }
     }
-    let dialled = dial_http2(worker, host, to).await;
+    let dialled = dial_http2(worker, host, to, elsewhere).await;
     *host.dialled.borrow_mut() = (dials + 1, dialled.as_ref().err().cloned());
     dialled
 }
 
-async fn dial_http2(worker: &Rc<Worker>, host: &Rc<Host>, to: &Destination) -> Result<(Stream, bool), Error> {
+async fn dial_http2(
+    worker: &Rc<Worker>,
+    host: &Rc<Host>,
+    to: &Destination,
+    elsewhere: Elsewhere<'_>,
+) -> Result<(Stream, bool), Error> {
     let permit = match to.permit() {
         Ok(permit) => permit,
         // At the limit of connections, a full one is better than none.
@@ -245,7 +312,24 @@ async fn dial_http2(worker: &Rc<Worker>, host: &Rc<Host>, to: &Destination) -> R
             },
         },
     };
-    let io = Box::pin(open(worker, to, Alpn::Http2, permit)).await?;
+    let io = match patience::open(worker, to, Alpn::Http2, permit, elsewhere).await? {
+        Ok(io) => io,
+        Err(late) => {
+            let (worker, host, to) = (Rc::clone(worker), Rc::clone(host), to.clone());
+            spawn_local(async move {
+                if let Some(io) = late.opened(&worker, &to).await {
+                    // Idle until somebody comes for it.
+                    let _ = begin_http2(&host, io, &to).await;
+                }
+            });
+            return Err(patience::too_slow());
+        }
+    };
+    Ok((begin_http2(host, io, to).await?, false))
+}
+
+async fn begin_http2(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) -> Result<Stream, Error> {
+    let watched = io.inner().watched();
     let (sender, connection) = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_RESPONSE_HEAD as u32)
@@ -257,7 +341,7 @@ async fn dial_http2(worker: &Rc<Worker>, host: &Rc<Host>, to: &Destination) -> R
     spawn_local(async move {
         let _ = connection.await;
     });
-    Ok((host.opened_http2(sender, to), false))
+    Ok(host.opened_http2(sender, watched, to))
 }
 
 /// What a request that found no connection may use.
@@ -292,17 +376,6 @@ async fn place<T>(
         }
     };
     timeout(to.connect_timeout(), waiting).await.map_err(|_| Reason::BreakerConnections.into())
-}
-
-async fn open(
-    worker: &Worker,
-    to: &Destination,
-    alpn: Alpn,
-    permit: Option<Permit>,
-) -> Result<TokioIo<Counted>, Error> {
-    let proxy = &worker.proxy;
-    let stream = connect::open(&proxy.tls, to.addr(), to.identity(), alpn, to.connect_timeout()).await?;
-    Ok(TokioIo::new(Counted::new(proxy, stream).with_place(permit, &worker.pool.freed)))
 }
 
 impl Destination {

@@ -160,7 +160,7 @@ impl Inbound {
         let template = self.template(request, body.clone(), wire, upgrade.as_ref());
         exchange.body = body;
         let to = Destination::App(self.original);
-        match client::send(&self.worker, &to, &template).await {
+        match client::send(&self.worker, &to, &template, &|_| false).await {
             Err(failure) => exchange.refuse(&failure.error),
             Ok((mut response, held)) => {
                 // An application cannot speak for the mesh.

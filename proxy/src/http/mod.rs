@@ -8,6 +8,7 @@ mod guard;
 pub mod headers;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
+pub(crate) mod patience;
 pub mod pool;
 pub(crate) mod probe;
 pub mod reply;

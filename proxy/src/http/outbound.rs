@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use weft_api::Reason;
 
 use super::body::Source;
-use super::client::{self, Failure, Held, Template, Wire};
+use super::client::{self, Elsewhere, Failure, Held, Template, Wire};
 use super::exchange::{Exchange, Served};
 use super::pool::Destination;
 use super::server::Handler;
@@ -108,7 +108,11 @@ impl Outbound {
             let to = self.towards(&mut exchange, service, cluster, &load.endpoint);
             exchange.attempt(load, retry_permit.take());
 
-            let sent = self.try_once(&to, &template, route, deadline).await;
+            let number = exchange.record.retries + 1;
+            let elsewhere = |failed| {
+                pinned.is_none() && elsewhere(service, route, cluster, (&tried, to.addr()), number, failed)
+            };
+            let sent = self.try_once(&to, &template, route, deadline, &elsewhere).await;
             let (failed, stands) = match sent {
                 Ok((response, held)) => match failure_in(&response, exchange.record.mtls) {
                     None => {
@@ -208,8 +212,9 @@ impl Outbound {
         template: &Template,
         route: &Route,
         deadline: Option<Instant>,
+        elsewhere: Elsewhere<'_>,
     ) -> Result<(Response<Incoming>, Held), Failure> {
-        let sending = client::send(&self.worker, to, template);
+        let sending = client::send(&self.worker, to, template, elsewhere);
         let try_ends = route.retry.per_try_timeout.map(|limit| Instant::now() + limit);
         let (at, failed, reason) = match (deadline, try_ends) {
             (None, None) => return sending.await,
@@ -263,6 +268,22 @@ impl Outbound {
         }
         exchange.respond(response, held, deadline)
     }
+}
+
+/// Whether a try that is given up now could be followed by one at another endpoint, which has not failed this request yet.
+fn elsewhere(
+    service: &Service,
+    route: &Route,
+    cluster: &Cluster,
+    (tried, here): (&[SocketAddr], SocketAddr),
+    number: u32,
+    failed: Failed,
+) -> bool {
+    let now = Instant::now();
+    number <= route.retry.attempts
+        && retry::wanted(&route.retry, failed)
+        && balance::another(cluster, tried, here, now)
+        && service.live.budget.would_allow(&route.retry, now)
 }
 
 /// Whether a response counts as a failure of its endpoint, and may be tried elsewhere.

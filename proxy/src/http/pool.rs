@@ -20,6 +20,7 @@ use weft_api::Identity;
 
 use super::body::Outgoing;
 use crate::error::Error;
+use crate::lost::Socket;
 use crate::snapshot::{Cluster, ClusterLive, Endpoint, EndpointLive};
 
 /// Connections kept per host, beyond which one that becomes idle is closed.
@@ -130,6 +131,7 @@ pub(crate) struct Lent {
 struct Http1 {
     sender: http1::SendRequest<Outgoing>,
     socket: RawFd,
+    watched: Option<Socket>,
     requests_left: u32,
     idle_timeout: Duration,
 }
@@ -142,6 +144,7 @@ struct Idle {
 /// An HTTP/2 connection.
 pub(crate) struct Shared {
     pub(crate) sender: http2::SendRequest<Outgoing>,
+    pub(crate) watched: Option<Socket>,
     streams: Cell<u32>,
     requests_left: Cell<u32>,
     idle_timeout: Duration,
@@ -245,11 +248,12 @@ impl Host {
     pub(crate) fn opened_http1(
         self: &Rc<Self>,
         sender: http1::SendRequest<Outgoing>,
-        socket: RawFd,
+        socket: (RawFd, Option<Socket>),
         to: &Destination,
     ) -> Lent {
+        let (socket, watched) = socket;
         let (requests_left, idle_timeout) = (to.max_requests(), to.idle_timeout());
-        let connection = Http1 { sender, socket, requests_left, idle_timeout };
+        let connection = Http1 { sender, socket, watched, requests_left, idle_timeout };
         Lent { connection, host: Rc::clone(self) }
     }
 
@@ -263,9 +267,15 @@ impl Host {
         (!room || least.streams.get() < MAX_STREAMS).then(|| Stream::on(least))
     }
 
-    pub(crate) fn opened_http2(&self, sender: http2::SendRequest<Outgoing>, to: &Destination) -> Stream {
+    pub(crate) fn opened_http2(
+        &self,
+        sender: http2::SendRequest<Outgoing>,
+        watched: Option<Socket>,
+        to: &Destination,
+    ) -> Stream {
         let shared = Rc::new(Shared {
             sender,
+            watched,
             streams: Cell::new(0),
             requests_left: Cell::new(to.max_requests()),
             idle_timeout: to.idle_timeout(),
@@ -273,6 +283,14 @@ impl Host {
         });
         self.http2.borrow_mut().push(Rc::clone(&shared));
         Stream::on(&shared)
+    }
+
+    /// The peer is gone: no connection that was open before is trusted.
+    pub(crate) fn clear(&self) {
+        self.http1.borrow_mut().clear();
+        for shared in self.http2.borrow_mut().drain(..) {
+            shared.requests_left.set(0);
+        }
     }
 
     /// A peer that said it is going away, or broke off: no further request goes there.
@@ -304,6 +322,11 @@ impl Lent {
     pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<Outgoing> {
         self.connection.requests_left = self.connection.requests_left.saturating_sub(1);
         &mut self.connection.sender
+    }
+
+    /// For whoever waits on it.
+    pub(crate) fn watched(&self) -> Option<Socket> {
+        self.connection.watched.clone()
     }
 
     /// Whether the exchange has left it usable; ends with an error when it never will be.

@@ -41,6 +41,7 @@ fn check(config: &OutlierConfig, table: &str) {
             "reset" => fails(Failure::Reset),
             "timeout" => fails(Failure::Timeout),
             "refused" => fails(Failure::Connect),
+            "gone" => fails(Failure::Gone),
             "slow" => health.judged(Cause::Latency { own: 90, median: 3 }, config, || may, now),
             "left" => {
                 health.neutral(pass);
@@ -137,6 +138,22 @@ fn one_failed_connect_is_enough_and_its_ejections_double() {
         15005  refused  out  kept 16s: failed to connect
         31006  refused  out  kept 25s: failed to connect
         56007  ok       in   back
+        ",
+    );
+}
+
+#[test]
+fn one_that_is_gone_is_out_at_once_like_one_that_cannot_be_connected() {
+    check(
+        &BASE,
+        "
+        0      ok       in
+        1      gone     out  ejected 1s: acknowledges nothing any more
+        2      late-gone out
+        1002   refused  out  kept 2s: failed to connect
+        3003   500      out  kept 4s: failed to connect
+        7004   ok       in   back
+        7005   gone     out  ejected 8s: acknowledges nothing any more
         ",
     );
 }
