@@ -53,6 +53,13 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Default trust domain.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 
+/// On a Namespace or Pod, as an annotation: [`ALLOW_ANY`] or [`REGISTERED_ONLY`], in place of the mesh's own policy.
+pub const OUTBOUND_POLICY: &str = "weft.dev/outbound-policy";
+/// Connections to what is not registered are passed on.
+pub const ALLOW_ANY: &str = "AllowAny";
+/// Connections to what is not registered are refused.
+pub const REGISTERED_ONLY: &str = "RegisteredOnly";
+
 /// Where the proxy finds its token inside the pod.
 pub const TOKEN_PATH: &str = "/var/run/secrets/weft/token";
 /// Where the proxy finds the trust bundle inside the pod.

@@ -72,6 +72,8 @@ reasons! {
     Overloaded = "overloaded", 503, "The proxy has reached its own connection limit.";
     /// A rate limit of the destination is used up.
     RateLimited = "rate-limited", 429, "The rateLimit of a TrafficPolicy rule of the destination is used up: wait as retry-after says, or raise it.";
+    /// The destination is neither of the cluster nor registered, and the outbound policy is RegisteredOnly.
+    NotRegistered = "not-registered", 502, "The outbound policy is RegisteredOnly and the destination is neither a Service or pod of the cluster nor a registered external one: describe it in a MeshService with target.external, or use AllowAny.";
 }
 
 impl std::fmt::Display for Reason {

@@ -43,7 +43,8 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (client, writer) = clients().await?;
     let metrics = Arc::new(Metrics::default());
-    let index = Index::new(&settings.namespace, settings.trust_domain.clone());
+    let mut index = Index::new(&settings.namespace, settings.trust_domain.clone());
+    index.outbound_policy = settings.outbound_policy;
     let store = Arc::new(Store::new(index, Arc::clone(&metrics)));
     let synced = Synced::default();
     let mut tasks = JoinSet::new();

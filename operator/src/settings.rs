@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use weft_api::{TrustDomain, names};
 
+use crate::index::OutboundPolicy;
+
 /// Settings of `weft-operator run`.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -23,6 +25,10 @@ pub struct Settings {
     /// Lifetime of workload certificates, such as 24h or 90m.
     #[arg(long, env = "WEFT_LEAF_LIFETIME", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+    /// What becomes of connections to what is neither of the cluster nor a registered external service: AllowAny or
+    /// RegisteredOnly.
+    #[arg(long, env = "WEFT_OUTBOUND_POLICY", default_value = names::ALLOW_ANY)]
+    pub outbound_policy: OutboundPolicy,
     /// Port of the gRPC server.
     #[arg(long, default_value_t = names::OPERATOR_PORT)]
     pub grpc_port: u16,

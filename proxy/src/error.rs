@@ -71,7 +71,8 @@ impl Error {
             | Reason::ConfigUnavailable
             | Reason::Draining
             | Reason::Overloaded
-            | Reason::RateLimited => Side::Proxy,
+            | Reason::RateLimited
+            | Reason::NotRegistered => Side::Proxy,
         }
     }
 

@@ -28,7 +28,7 @@ use crate::worker::Worker;
 
 /// A client that has not spoken by then may be waiting for the server to speak first.
 const SILENCE: Duration = Duration::from_millis(10);
-/// Where the configuration is missing, a client that is to be told so has this long to say what it speaks.
+/// A client that is to be told why it goes nowhere has this long to say what it speaks.
 const EXPLAIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
@@ -44,9 +44,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, client: TcpStream, peer: SocketAd
     let lease = worker.proxy.store.lease(original);
     let connection = Connection { worker, peer, original, accepted: Instant::now() };
     let spoken = match worker.proxy.store.resolve(original).await {
+        Ok(Target::External) if worker.proxy.store.load().registered_only() => {
+            connection.explain(client, Reason::NotRegistered).await
+        }
         Ok(Target::External) => return connection.external(client).await,
         Ok(target) => connection.by_service(client, &target).await,
-        Err(reason) => connection.unknown(client, reason).await,
+        Err(reason) => connection.explain(client, reason).await,
     };
     let Some((wire, client)) = spoken else { return };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
@@ -167,16 +170,20 @@ impl Connection<'_> {
         self.opaque(None).dial_and_run(client, dial).await;
     }
 
-    /// The operator has not said what the destination is. HTTP is asked about once more with each request, and told.
-    async fn unknown(&self, mut client: TcpStream, reason: Reason) -> Option<Http> {
+    /// There is nowhere to go. HTTP is asked about once more with each request, and told.
+    async fn explain(&self, mut client: TcpStream, reason: Reason) -> Option<Http> {
         let mut head = BytesMut::new();
         let first = timeout(EXPLAIN, detect::first(&mut client, &mut head)).await;
         let client = Prefixed::new(head.freeze(), client);
         match first {
             Ok(Ok(First::Http1)) => Some((Wire::Http1, client)),
             Ok(Ok(First::Http2)) => Some((Wire::Http2, client)),
-            _ => {
-                self.opaque(None).refuse(&Error::from(reason));
+            first => {
+                let mut opaque = self.opaque(None);
+                if let Ok(Ok(First::Tls(hello))) = first {
+                    opaque.record.sni = hello.sni;
+                }
+                opaque.refuse(&Error::from(reason));
                 None
             }
         }

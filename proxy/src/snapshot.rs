@@ -101,6 +101,8 @@ pub struct Workload {
     pub sources: Vec<v1::Source>,
     /// Limits on the requests to its ports. `None`: there are none.
     pub limits: Option<Arc<Limits>>,
+    /// Connections to what is neither of the cluster nor registered are refused.
+    pub registered_only: bool,
 }
 
 /// A kubelet probe that the pod declares.
@@ -268,6 +270,12 @@ impl Snapshot {
         ejected.sort_by(|a, b| (&a.service, &a.endpoint).cmp(&(&b.service, &b.endpoint)));
         ejected.dedup_by(|a, b| (&a.service, &a.endpoint) == (&b.service, &b.endpoint));
         ejected
+    }
+
+    /// Whether connections to what is neither of the cluster nor registered are refused.
+    #[must_use]
+    pub fn registered_only(&self) -> bool {
+        self.workload.as_ref().is_some_and(|own| own.registered_only)
     }
 
     /// The same without these addresses. Services stay until the operator removes them.

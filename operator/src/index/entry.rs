@@ -45,6 +45,11 @@ impl Entry for Namespace {
             return;
         }
         dirty.leader = true;
+        let outbound = |namespace: Option<&Self>| namespace.and_then(|n| n.outbound);
+        if outbound(index.namespaces.get(&key.name)) != outbound(entry.as_ref()) {
+            let pods = index.spaces.get(&key.name).into_iter().flat_map(|space| space.pods.values());
+            dirty.pods.extend(pods.filter(|pod| pod.mesh).map(|pod| pod.key.clone()));
+        }
         match entry {
             Some(entry) => index.namespaces.insert(key.name.clone(), entry),
             None => index.namespaces.remove(&key.name),

@@ -5,6 +5,7 @@
 mod dirty;
 mod entry;
 mod key;
+mod outbound;
 mod pod;
 pub mod policy;
 mod service;
@@ -23,6 +24,7 @@ use weft_api::{Identity, TrustDomain};
 pub use dirty::Dirty;
 pub use entry::{Change, Entry};
 pub use key::{BadServiceId, Key, ServiceId};
+pub use outbound::OutboundPolicy;
 pub use pod::{Namespace, Pod, Probe, ProbeKind, selects};
 pub use service::{Service, ServicePort, Slice, SliceEndpoint, TargetPort};
 pub use space::Space;
@@ -33,6 +35,8 @@ pub struct Index {
     pub own_namespace: String,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
+    /// Of pods that do not say otherwise, and whose namespaces do not either.
+    pub outbound_policy: OutboundPolicy,
     /// Namespaces.
     pub namespaces: BTreeMap<String, Namespace>,
     spaces: HashMap<String, Space>,
@@ -52,6 +56,7 @@ impl Index {
         Self {
             own_namespace: own_namespace.to_owned(),
             trust_domain,
+            outbound_policy: OutboundPolicy::default(),
             namespaces: BTreeMap::new(),
             spaces: HashMap::new(),
             by_service_ip: HashMap::new(),

@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_api::names;
 
-use super::Key;
+use super::outbound::annotated;
 use super::service::addresses;
+use super::{Key, OutboundPolicy};
 
 /// A Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Pod {
     pub ports: Vec<(String, u16)>,
     /// Probes and hooks by which the kubelet calls the application.
     pub probes: Vec<Probe>,
+    /// Annotation `weft.dev/outbound-policy`.
+    pub outbound: Option<OutboundPolicy>,
 }
 
 /// A call that the kubelet makes.
@@ -121,6 +124,7 @@ impl Pod {
             ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             ports,
             probes,
+            outbound: annotated(meta.annotations.as_ref()),
             labels,
             key,
         })
@@ -194,6 +198,8 @@ pub struct Namespace {
     pub mirror: Option<String>,
     /// It is being deleted: nothing can be created in it.
     pub terminating: bool,
+    /// Annotation `weft.dev/outbound-policy`.
+    pub outbound: Option<OutboundPolicy>,
 }
 
 impl Namespace {
@@ -204,6 +210,7 @@ impl Namespace {
         let mut labels = meta.labels.unwrap_or_default();
         Some(Self {
             key: Key::new("", meta.name?),
+            outbound: annotated(meta.annotations.as_ref()),
             label: labels.remove(names::INJECT),
             mirror: labels.remove(names::INJECT_MIRROR),
             annotation: meta.annotations.and_then(|mut a| a.remove(names::INJECT)),

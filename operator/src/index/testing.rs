@@ -153,6 +153,17 @@ pub fn pod_of(key: &str, labels: Value, ip: &str, mesh: bool, more: Value) -> Ob
     Object::Pod(Pod::read(object).unwrap())
 }
 
+/// A pod in the mesh with annotations.
+pub fn annotated_pod(key: &str, ip: &str, annotations: Value) -> Object {
+    let object: core::Pod = parse(json!({
+        "metadata": { "namespace": key_of(key).namespace, "name": key_of(key).name, "labels": { "weft.dev/injected": "enabled" },
+            "annotations": annotations },
+        "spec": { "containers": [], "initContainers": [{ "name": "weft-proxy", "restartPolicy": "Always" }] },
+        "status": { "phase": "Running", "podIPs": [{ "ip": ip }] },
+    }));
+    Object::Pod(Pod::read(object).unwrap())
+}
+
 pub fn mesh_service(key: &str, generation: i64, created: i64, spec: Value) -> Object {
     Object::MeshService(resource(key, generation, created, spec))
 }

@@ -55,6 +55,9 @@ impl Handler for Outbound {
         let (service, pinned) = match target {
             Ok(Target::Service(service)) => (service, None),
             Ok(Target::Pinned(service, endpoint)) => (service, Some(endpoint)),
+            Ok(Target::External) if snapshot.registered_only() => {
+                return exchange.refuse(&Reason::NotRegistered.into());
+            }
             // The service was deleted while the connection was open.
             Ok(Target::External) => return exchange.refuse(&Reason::NoHealthyEndpoint.into()),
             Err(reason) => return exchange.refuse(&reason.into()),

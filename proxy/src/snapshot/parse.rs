@@ -79,6 +79,11 @@ pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
             .collect::<Result<_>>()?,
         sources: message.sources.clone(),
         limits: None,
+        registered_only: match v1::OutboundPolicy::try_from(message.outbound_policy) {
+            Ok(v1::OutboundPolicy::AllowAny) => false,
+            Ok(v1::OutboundPolicy::RegisteredOnly) => true,
+            Err(_) => return Err(unknown("outbound_policy", message.outbound_policy)),
+        },
     })
 }
 

@@ -5,6 +5,7 @@
 
 mod apps;
 mod clients;
+mod egress;
 mod health;
 mod http1;
 mod http2;

@@ -28,7 +28,7 @@ const LOG_LEVEL: &str = "weft.dev/log-level";
 const ACCESS_LOG: &str = "weft.dev/access-log";
 const WORKERS: &str = "weft.dev/proxy-workers";
 /// Annotations that the webhook reads or writes; another one under `weft.dev/` is probably a slip of the pen.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
     SKIP_INBOUND_PORTS,
     SKIP_OUTBOUND_PORTS,
     SKIP_OUTBOUND_CIDRS,
@@ -42,6 +42,7 @@ const KNOWN: [&str; 13] = [
     names::INJECT,
     names::INJECTED,
     names::INJECTION_STATUS,
+    names::OUTBOUND_POLICY,
 ];
 
 /// A pod's own values, or the defaults.
@@ -77,6 +78,8 @@ impl Overrides {
             access_log: reader.value(ACCESS_LOG, parse_switch).unwrap_or(settings.access_log),
             workers: reader.value(WORKERS, parse_workers).unwrap_or(settings.workers),
         };
+        // The operator reads it; here it is only judged.
+        reader.value(names::OUTBOUND_POLICY, parse_outbound_policy);
         reader.unknown();
         overrides
     }
@@ -203,6 +206,13 @@ fn parse_switch(text: &str) -> Result<bool, String> {
         "on" | "true" => Ok(true),
         "off" | "false" => Ok(false),
         _ => Err("write on or off, in quotes".into()),
+    }
+}
+
+fn parse_outbound_policy(text: &str) -> Result<(), String> {
+    match text {
+        names::ALLOW_ANY | names::REGISTERED_ONLY => Ok(()),
+        _ => Err(format!("write {} or {}", names::ALLOW_ANY, names::REGISTERED_ONLY)),
     }
 }
 

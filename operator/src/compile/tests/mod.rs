@@ -4,6 +4,7 @@ mod addresses;
 mod last_good;
 mod limits;
 mod order;
+mod outbound;
 mod policies;
 mod services;
 mod workloads;

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Operator;
 use super::stream::{canary, front, shop, until};
 use crate::ca::Root;
+use crate::index::OutboundPolicy;
 use crate::index::testing::{OWN, Object, pod_of};
 use crate::leader::replicas::Replicas;
 use crate::settings::Settings;
@@ -47,6 +48,7 @@ async fn the_leader_adds_up_what_all_ready_replicas_say() {
         pod_name: "op-1".into(),
         pod_ip: Some("127.0.0.1".parse().unwrap()),
         trust_domain: "cluster.local".parse().unwrap(),
+        outbound_policy: OutboundPolicy::AllowAny,
         leaf_lifetime: std::time::Duration::from_secs(3600),
         grpc_port: port,
         metrics_port: 0,
