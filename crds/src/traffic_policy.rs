@@ -5,7 +5,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod flow;
+
 pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType};
+pub use flow::GrpcStatus;
 
 /// How requests to a Service are matched, split, timed out and retried. One TrafficPolicy at most governs a port of a Service:
 /// put all the rules for it into that one. A second policy for the same port is refused.
@@ -270,6 +273,11 @@ pub struct Backend {
         "duration(has(self.backoff) ? self.backoff : '25ms') <= duration(has(self.maxBackoff) ? self.maxBackoff : '250ms')"
     ).message(
         "retry.backoff (25ms when not given) must not be longer than maxBackoff (250ms when not given): lower backoff or raise maxBackoff"
+    ),
+    validation = Rule::new(
+        "!has(self.grpcStatuses) || size(self.grpcStatuses) == 0 || (has(self.nonIdempotent) && self.nonIdempotent)"
+    ).message(
+        "retry.grpcStatuses needs nonIdempotent: true, because every gRPC call is a POST: add it if your calls may run twice, or remove grpcStatuses"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -296,12 +304,30 @@ pub struct Retry {
     /// Wait before the first retry; doubled each time, with jitter. Default: 25ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Duration>,
-    /// Longest wait; not shorter than `backoff`. Default: 250ms.
+    /// Longest wait; not shorter than `backoff`. A server that asks for a longer one (`retry-after`, `grpc-retry-pushback-ms`) is not
+    /// tried again; a shorter one is kept. Default: 250ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_backoff: Option<Duration>,
     /// A bound on the retries of all requests together, so that retries never make an overload worse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
+    /// Responses with these statuses too, 400 to 599, besides `retryOn`. For example 429, together with a `maxBackoff` that is as long as
+    /// the `retry-after` that the server gives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 400, max = 599)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub status_codes: Vec<u16>,
+    /// gRPC calls that end with one of these statuses before their first message, besides `retryOn`. The response's head is held
+    /// back for at most one second to see whether a message follows. Needs `nonIdempotent: true`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub grpc_statuses: Vec<GrpcStatus>,
+    /// Bytes of a request's body that are kept so that it can be sent again, 0 to 1048576. A longer body streams through, and its
+    /// request is not tried again once any of it was read. Default: 65536.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_048_576))]
+    pub max_body_bytes: Option<u32>,
 }
 
 /// Retries that one client proxy may send to the service.

@@ -335,6 +335,35 @@ fn retries_fit_into_the_timeout_and_their_waits_into_each_other() {
     refused(POLICY, retry(json!({"budget": {"minPerSecond": 10_001}})), "maximum");
 }
 
+#[test]
+fn retries_name_statuses_of_failures_once_and_grpc_ones_need_leave() {
+    let retry = |retry: Value| with_rule(json!({"retry": retry}));
+    passes(POLICY, retry(json!({"statusCodes": [400, 429, 599], "maxBodyBytes": 0})));
+    refused(POLICY, retry(json!({"statusCodes": [399]})), "minimum");
+    refused(POLICY, retry(json!({"statusCodes": [600]})), "maximum");
+    refused(POLICY, retry(json!({"statusCodes": [429, 429]})), "duplicate");
+    refused(POLICY, retry(json!({"statusCodes": (400..433).collect::<Vec<_>>()})), "maxItems");
+    passes(
+        POLICY,
+        retry(json!({"grpcStatuses": ["Unavailable", "ResourceExhausted"], "nonIdempotent": true})),
+    );
+    refused(POLICY, retry(json!({"grpcStatuses": ["OK"], "nonIdempotent": true})), "enum");
+    refused(
+        POLICY,
+        retry(json!({"grpcStatuses": ["Aborted", "Aborted"], "nonIdempotent": true})),
+        "duplicate",
+    );
+    refused(POLICY, retry(json!({"grpcStatuses": ["Aborted"]})), "needs nonIdempotent: true");
+    refused(
+        POLICY,
+        retry(json!({"grpcStatuses": ["Aborted"], "nonIdempotent": false})),
+        "needs nonIdempotent: true",
+    );
+    passes(POLICY, retry(json!({"grpcStatuses": []})));
+    passes(POLICY, retry(json!({"maxBodyBytes": 1_048_576})));
+    refused(POLICY, retry(json!({"maxBodyBytes": 1_048_577})), "maximum");
+}
+
 // --- MeshService
 
 const MESH: &str = "meshservices";

@@ -11,8 +11,14 @@ use tokio::time::Instant;
 
 use crate::clock;
 
+mod codes;
 #[cfg(test)]
 mod tests;
+
+pub use codes::{GrpcCodes, StatusCodes};
+
+/// Kept of a request's body where no policy says otherwise, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
 
 /// When and how often a route tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +47,30 @@ pub struct RetryPolicy {
     pub budget_percent: u32,
     /// Retries per second that are allowed besides.
     pub budget_min_per_second: u32,
+    /// These statuses, whatever the conditions above.
+    pub statuses: StatusCodes,
+    /// These gRPC statuses, while no message of the response has come.
+    pub grpc_statuses: GrpcCodes,
+    /// Kept of a request's body to send it again, in bytes.
+    pub max_body: usize,
 }
+
+impl RetryPolicy {
+    /// Whether the gRPC status of a response without messages may lead to another try.
+    #[must_use]
+    pub const fn asks_for_grpc_status(&self) -> bool {
+        self.attempts > 0 && (self.on_grpc_unavailable || !self.grpc_statuses.is_empty())
+    }
+
+    /// Whether this gRPC status is worth another try.
+    #[must_use]
+    pub const fn wants_grpc(&self, status: u16) -> bool {
+        status == GRPC_UNAVAILABLE && self.on_grpc_unavailable || self.grpc_statuses.contains(status)
+    }
+}
+
+/// Source: grpc/grpc doc/statuscodes.md.
+pub const GRPC_UNAVAILABLE: u16 = 14;
 
 impl Default for RetryPolicy {
     /// Holds where no policy says otherwise: two more tries, 25 ms to 250 ms apart, after failed connects and resets,
@@ -60,6 +89,9 @@ impl Default for RetryPolicy {
             backoff_max: Duration::from_millis(250),
             budget_percent: 20,
             budget_min_per_second: 10,
+            statuses: StatusCodes::default(),
+            grpc_statuses: GrpcCodes::default(),
+            max_body: MAX_BODY,
         }
     }
 }
@@ -78,8 +110,17 @@ pub enum Failed {
     PerTryTimeout,
     /// A response with this status.
     Status(u16),
-    /// A trailers-only gRPC response with status UNAVAILABLE.
-    GrpcUnavailable,
+    /// A gRPC response with this status and without messages.
+    Grpc(u16),
+}
+
+/// What a server asks of those who would try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushback {
+    /// Not before this time.
+    After(Duration),
+    /// Not at all.
+    Never,
 }
 
 /// A failed try.
@@ -93,16 +134,30 @@ pub struct Attempt<'a> {
     pub failed: Failed,
     /// Whether the request can be sent again from its beginning: its body is empty or was kept.
     pub replayable: bool,
+    /// What the server asked for.
+    pub pushback: Option<Pushback>,
+    /// Until the request's deadline.
+    pub left: Option<Duration>,
 }
 
-/// The wait before the next try, or `None`: the failure stands. The budget is asked by the caller, last.
+/// The wait before the next try, or `None`: the failure stands. A wait that the server asked for is kept, or nothing is
+/// tried; so is the deadline. The budget is asked by the caller, last.
 #[must_use]
 pub fn decide(policy: &RetryPolicy, attempt: &Attempt<'_>, rng: &mut impl Rng) -> Option<Duration> {
     let again = attempt.number <= policy.attempts
         && attempt.replayable
         && wanted(policy, attempt.failed)
         && (policy.non_idempotent || is_harmless(attempt));
-    again.then(|| backoff(policy, attempt.number, rng))
+    if !again {
+        return None;
+    }
+    let drawn = backoff(policy, attempt.number, rng);
+    let wait = match attempt.pushback {
+        None => drawn,
+        Some(Pushback::After(asked)) if asked <= policy.backoff_max => drawn.max(asked),
+        Some(_) => return None,
+    };
+    attempt.left.is_none_or(|left| wait < left).then_some(wait)
 }
 
 /// Whether the policy names such a failure.
@@ -112,10 +167,11 @@ pub(crate) fn wanted(policy: &RetryPolicy, failed: Failed) -> bool {
         Failed::Untouched | Failed::Reset => policy.on_reset,
         // The proxy itself resets the try; to the client it would be a 504.
         Failed::PerTryTimeout => policy.on_reset || policy.on_gateway_error || policy.on_5xx,
+        Failed::Status(status) if policy.statuses.contains(status) => true,
         Failed::Status(502..=504) => policy.on_gateway_error || policy.on_5xx,
         Failed::Status(500..=599) => policy.on_5xx,
         Failed::Status(_) => false,
-        Failed::GrpcUnavailable => policy.on_grpc_unavailable,
+        Failed::Grpc(status) => policy.wants_grpc(status),
     }
 }
 

@@ -95,6 +95,9 @@ fn retry(given: Option<&crd::Retry>) -> v1::Retry {
         backoff_max_ms: given.max_backoff.map_or(250, |d| d.as_millis()).max(backoff_base_ms),
         budget_percent: budget.percent.unwrap_or(20),
         budget_min_per_second: budget.min_per_second.unwrap_or(10),
+        status_codes: given.status_codes.iter().map(|code| (*code).into()).collect(),
+        grpc_statuses: given.grpc_statuses.iter().map(|status| status.code()).collect(),
+        max_body_bytes: given.max_body_bytes,
     }
 }
 

@@ -145,6 +145,9 @@ fn view_retry(retry: &RetryPolicy) -> Value {
         "backoff_max_ms": millis(retry.backoff_max),
         "budget_percent": retry.budget_percent,
         "budget_min_per_second": retry.budget_min_per_second,
+        "status_codes": retry.statuses.iter().collect::<Vec<_>>(),
+        "grpc_statuses": retry.grpc_statuses.iter().collect::<Vec<_>>(),
+        "max_body_bytes": retry.max_body,
     })
 }
 

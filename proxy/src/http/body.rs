@@ -10,9 +10,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-/// Bodies up to this size can be sent again.
-pub const MAX_KEPT: usize = 64 * 1024;
-
 /// Why a body ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -34,6 +31,8 @@ struct Shared {
     seen: Cell<u64>,
     // The size as announced.
     announced: SizeHint,
+    // Bodies up to this size can be sent again.
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -54,16 +53,16 @@ struct Kept {
 }
 
 impl Source {
-    /// Of a request as it came.
+    /// Of a request as it came. Up to `limit` bytes of it are kept.
     #[must_use]
-    pub fn new(incoming: Incoming) -> Self {
+    pub fn new(incoming: Incoming, limit: usize) -> Self {
         if incoming.is_end_stream() {
             return Self(None);
         }
         let announced = incoming.size_hint();
-        let kept = (announced.lower() <= MAX_KEPT as u64).then(Kept::default);
+        let kept = (announced.lower() <= limit as u64).then(Kept::default);
         let state = State { incoming: Some(incoming), kept, ended: false, broken: false, turn: 0 };
-        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen: Cell::new(0), announced })))
+        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen: Cell::new(0), announced, limit })))
     }
 
     /// None at all.
@@ -78,7 +77,7 @@ impl Source {
         let (announced, seen) = (SizeHint::with_exact(bytes.len() as u64), Cell::new(bytes.len() as u64));
         let kept = Some(Kept { size: bytes.len(), chunks: vec![bytes], trailers: None });
         let state = State { incoming: None, kept, ended: true, broken: false, turn: 0 };
-        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen, announced })))
+        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen, announced, limit: usize::MAX })))
     }
 
     /// For the next try. The body of an earlier one ends with an error when it is read on.
@@ -198,7 +197,7 @@ impl View {
             self.shared.seen.set(self.shared.seen.get() + data.len() as u64);
             if let Some(kept) = &mut state.kept {
                 kept.size += data.len();
-                if kept.size <= MAX_KEPT {
+                if kept.size <= self.shared.limit {
                     kept.chunks.push(data.clone());
                     self.at += 1;
                 } else {

@@ -38,7 +38,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A response that nobody gets is read when it has no more bytes than this, and ends within this time.
 const MAX_DISCARDED: u64 = 16 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections that are found closed, one after the other, before a new one is opened.
+/// Connections that are found closed before anything was written, one after the other, before a new one is opened. A
+/// request that may have been read is sent once more only, on a new one.
 const MAX_STALE: u32 = 3;
 
 /// A request that can be sent more than once.
@@ -128,12 +129,13 @@ pub(crate) async fn send(
         {
             host.retire(&stream.0);
         }
-        let harmless =
-            failure.failed == Failed::Untouched || failure.failed == Failed::Reset && template.repeatable;
+        let untouched = failure.failed == Failed::Untouched;
+        let harmless = untouched
+            || failure.failed == Failed::Reset && template.repeatable && !is_reset_of_stream(&failure);
         if !(reused && harmless && template.body.replayable() && !template.body.broken()) {
             return Err(failure);
         }
-        stale += 1;
+        stale = if untouched { stale + 1 } else { MAX_STALE };
     }
 }
 
@@ -411,6 +413,11 @@ fn classify(mut sent: TrySendError<Request<Outgoing>>) -> Failure {
         (Failed::Reset, Reason::UpstreamReset)
     };
     Failure { failed, error: Error::new(reason, error) }
+}
+
+/// The peer is there and has given up this request: nothing that a new connection would cure.
+fn is_reset_of_stream(failure: &Failure) -> bool {
+    find::<h2::Error>(&failure.error).is_some_and(h2::Error::is_reset)
 }
 
 /// RFC 9113 section 8.7: such a request was not processed.

@@ -40,6 +40,20 @@ pub(crate) struct Exchange {
     retry_permit: Option<Permit>,
 }
 
+/// An upstream's response, not passed on yet.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) held: Held,
+    /// Read ahead of the rest of the body.
+    pub(crate) first: Option<Box<Frame<Bytes>>>,
+}
+
+impl Answer {
+    pub(crate) const fn new(response: Response<Incoming>, held: Held) -> Self {
+        Self { response, held, first: None }
+    }
+}
+
 impl Exchange {
     /// With a request's head, before it is judged.
     pub(crate) fn begin(
@@ -122,10 +136,10 @@ impl Exchange {
         }
     }
 
-    /// The endpoint has answered.
-    pub(crate) fn succeeded(&mut self) {
+    /// The endpoint has answered, at this moment.
+    pub(crate) fn succeeded(&mut self, at: Instant) {
         if let Some(load) = &self.load {
-            let latency = load.started().elapsed();
+            let latency = at.saturating_duration_since(load.started());
             self.report(Outcome::Success { latency });
         }
     }
@@ -156,10 +170,10 @@ impl Exchange {
     /// Passes an upstream's response on; its body carries the exchange to its end.
     pub(crate) fn respond(
         mut self: Box<Self>,
-        response: Response<Incoming>,
-        held: Held,
+        answer: Answer,
         deadline: Option<Instant>,
     ) -> Response<Served> {
+        let Answer { response, held, first } = answer;
         let (mut head, body) = response.into_parts();
         headers::forward_response(&mut head.headers);
         if head.version < Version::HTTP_2 {
@@ -174,10 +188,11 @@ impl Exchange {
         self.held = Some(held);
         let mut relay = Box::new(Relay {
             body,
+            first,
             timer: deadline.map(|at| Box::pin(sleep_until(at))),
             exchange: Some(self),
         });
-        if relay.body.is_end_stream() {
+        if relay.is_over() {
             relay.end();
         }
         Response::from_parts(head, Served::Relay(relay))
@@ -238,6 +253,8 @@ pub enum Served {
 /// An upstream's body on its way to the client.
 pub struct Relay {
     body: Incoming,
+    // Comes before the rest of the body.
+    first: Option<Box<Frame<Bytes>>>,
     timer: Option<Pin<Box<Sleep>>>,
     exchange: Option<Box<Exchange>>,
 }
@@ -257,6 +274,10 @@ impl Served {
 }
 
 impl Relay {
+    fn is_over(&self) -> bool {
+        self.first.is_none() && self.body.is_end_stream()
+    }
+
     fn end(&mut self) {
         if let Some(mut exchange) = self.exchange.take() {
             exchange.complete();
@@ -279,7 +300,11 @@ impl Relay {
             let error = self.broken(Reason::RequestTimeout.into(), Failure::Timeout);
             return Poll::Ready(Some(Err(error)));
         }
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let next = match self.first.take() {
+            Some(first) => Some(Ok(*first)),
+            None => ready!(Pin::new(&mut self.body).poll_frame(cx)),
+        };
+        match next {
             Some(Ok(frame)) => {
                 if let Some(exchange) = &mut self.exchange {
                     if let Some(data) = frame.data_ref() {
@@ -290,7 +315,7 @@ impl Relay {
                         exchange.record.grpc_status = headers::grpc_status(trailers);
                     }
                 }
-                if self.body.is_end_stream() {
+                if self.is_over() {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -321,14 +346,24 @@ impl Body for Served {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
-            Self::Relay(relay) => relay.body.is_end_stream(),
+            Self::Relay(relay) => relay.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Relay(relay) => relay.body.size_hint(),
+            Self::Relay(relay) => {
+                let mut hint = relay.body.size_hint();
+                if let Some(data) = relay.first.as_ref().and_then(|first| first.data_ref()) {
+                    let ahead = data.len() as u64;
+                    if let Some(upper) = hint.upper() {
+                        hint.set_upper(upper + ahead);
+                    }
+                    hint.set_lower(hint.lower() + ahead);
+                }
+                hint
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use weft_api::Reason;
 
 use super::body::Source;
 use super::client::{self, Template, Wire};
-use super::exchange::{Exchange, Served};
+use super::exchange::{Answer, Exchange, Served};
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::limit::key::Asked;
 use crate::limit::{Limits, Verdict};
 use crate::record::{Direction, Party};
+use crate::retry::MAX_BODY;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
 use crate::worker::Worker;
 
@@ -84,8 +85,9 @@ impl Handler for Inbound {
         let upgrade = headers::wanted_upgrade(&request)
             .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
         let (head, body) = request.into_parts();
-        let response =
-            self.forward(exchange, Request::from_parts(head, ()), Source::new(body), wire, upgrade).await;
+        let response = self
+            .forward(exchange, Request::from_parts(head, ()), Source::new(body, MAX_BODY), wire, upgrade)
+            .await;
         told(response, counted)
     }
 }
@@ -172,7 +174,7 @@ impl Inbound {
                     None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                         exchange.refuse(&Reason::UpstreamProtocol.into())
                     }
-                    _ => exchange.respond(response, held, None),
+                    _ => exchange.respond(Answer::new(response, held), None),
                 }
             }
         }

@@ -4,27 +4,27 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use weft_api::Reason;
 
 use super::body::Source;
-use super::client::{self, Elsewhere, Failure, Held, Template, Wire};
-use super::exchange::{Exchange, Served};
+use super::client::{self, Elsewhere, Failure, Template, Wire};
+use super::exchange::{Answer, Exchange, Served};
 use super::pool::Destination;
 use super::server::Handler;
-use super::{headers, upgrade};
+use super::{headers, hold, pushback, upgrade};
 use crate::balance::{self, Outcome};
 use crate::breaker::Permit;
 use crate::error::{Error, Side};
 use crate::metrics::Retried;
 use crate::outlier;
 use crate::record::{Direction, Party};
-use crate::retry::{self, Attempt, Failed};
+use crate::retry::{self, Attempt, Failed, GRPC_UNAVAILABLE, Pushback, RetryPolicy};
 use crate::route::{self, Route};
 use crate::snapshot::{Cluster, Endpoint, Service, Target};
 use crate::store::Lease;
@@ -68,8 +68,19 @@ impl Handler for Outbound {
 
 /// What the client gets if there is no further try.
 enum Stands {
-    Response(Response<Incoming>, Held),
+    Answer(Answer),
     Error(Error),
+}
+
+impl Stands {
+    /// What the server asks of those who would try again.
+    fn pushback(&self) -> Option<Pushback> {
+        let Self::Answer(answer) = self else { return None };
+        let now = SystemTime::now();
+        let trailers = answer.first.as_ref().and_then(|first| first.trailers_ref());
+        let in_trailers = trailers.and_then(|trailers| pushback::asked(trailers, now));
+        in_trailers.or_else(|| pushback::asked(answer.response.headers(), now))
+    }
 }
 
 impl Outbound {
@@ -115,16 +126,27 @@ impl Outbound {
             let elsewhere = |failed| {
                 pinned.is_none() && elsewhere(service, route, cluster, (&tried, to.addr()), number, failed)
             };
-            let sent = self.try_once(&to, &template, route, deadline, &elsewhere).await;
+            let mut sent = self.try_once(&to, &template, route, deadline, &elsewhere).await;
+            let came = Instant::now();
+            if exchange.is_grpc() && may_fail_late(&sent, &route.retry, &template) {
+                sent = match sent {
+                    Ok(answer) => Box::pin(hold::until_begun(answer, deadline)).await,
+                    failed => failed,
+                };
+            }
             let (failed, stands) = match sent {
-                Ok((response, held)) => match failure_in(&response, exchange.record.mtls) {
+                Ok(answer) => match judge(&answer, exchange.record.mtls, &route.retry) {
                     None => {
-                        exchange.succeeded();
-                        return self.respond(exchange, response, held, upgrade, deadline);
+                        exchange.succeeded(came);
+                        return self.respond(exchange, answer, upgrade, deadline);
                     }
-                    Some((failed, outcome)) => {
-                        exchange.report(Outcome::Failure(outcome));
-                        (Some(failed), Stands::Response(response, held))
+                    Some((failed, Some(failure))) => {
+                        exchange.report(Outcome::Failure(failure));
+                        (Some(failed), Stands::Answer(answer))
+                    }
+                    Some((failed, None)) => {
+                        exchange.succeeded(came);
+                        (Some(failed), Stands::Answer(answer))
                     }
                 },
                 Err(Failure { failed, error }) => {
@@ -138,24 +160,23 @@ impl Outbound {
                 method: &template.method,
                 failed,
                 replayable: template.body.replayable(),
+                pushback: stands.pushback(),
+                left: deadline.map(|at| at.saturating_duration_since(Instant::now())),
             };
             let again = failed.and_then(|failed| self.again(service, route, cluster, &attempt(failed)));
             let Some((wait, permit)) = again else {
                 return match stands {
-                    Stands::Response(response, held) => {
-                        self.respond(exchange, response, held, upgrade, deadline)
-                    }
+                    Stands::Answer(answer) => self.respond(exchange, answer, upgrade, deadline),
                     Stands::Error(error) => exchange.refuse(&error),
                 };
             };
-            if let Stands::Response(response, held) = stands {
-                client::discard(&self.worker, response, held);
+            if let Stands::Answer(answer) = stands {
+                client::discard(&self.worker, answer.response, answer.held);
             }
             retry_permit = Some(permit);
             exchange.record.retries += 1;
             tried.push(to.addr());
-            let until = Instant::now() + wait;
-            sleep_until(deadline.map_or(until, |deadline| until.min(deadline))).await;
+            sleep(wait).await;
         }
     }
 
@@ -179,7 +200,7 @@ impl Outbound {
             headers::to_origin_form(&mut head.uri, &mut head.headers);
             headers::ensure_host(&mut head.headers, self.original);
         }
-        exchange.body = Source::new(body);
+        exchange.body = Source::new(body, route.retry.max_body);
         let template = Template {
             repeatable: head.method.is_idempotent() || route.retry.non_idempotent,
             method: head.method,
@@ -216,17 +237,18 @@ impl Outbound {
         route: &Route,
         deadline: Option<Instant>,
         elsewhere: Elsewhere<'_>,
-    ) -> Result<(Response<Incoming>, Held), Failure> {
+    ) -> Result<Answer, Failure> {
         let sending = client::send(&self.worker, to, template, elsewhere);
         let try_ends = route.retry.per_try_timeout.map(|limit| Instant::now() + limit);
         let (at, failed, reason) = match (deadline, try_ends) {
-            (None, None) => return sending.await,
+            (None, None) => return sending.await.map(|(response, held)| Answer::new(response, held)),
             (Some(whole), Some(one)) if one < whole => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
             (None, Some(one)) => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
             (Some(whole), _) => (whole, Failed::PerTryTimeout, Reason::RequestTimeout),
         };
         let ended = timeout_at(at, sending).await;
-        ended.unwrap_or_else(|_| Err(Failure { failed, error: reason.into() }))
+        let ended = ended.unwrap_or_else(|_| Err(Failure { failed, error: reason.into() }));
+        ended.map(|(response, held)| Answer::new(response, held))
     }
 
     /// Whether there is another try, after what wait: the policy first, then the budget, then the breaker.
@@ -254,22 +276,21 @@ impl Outbound {
     fn respond(
         &self,
         exchange: Box<Exchange>,
-        mut response: Response<Incoming>,
-        held: Held,
+        mut answer: Answer,
         upgrade: Option<OnUpgrade>,
         deadline: Option<Instant>,
     ) -> Response<Served> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match upgrade {
-                Some(client) => upgrade::switch(&self.worker, exchange, client, response),
+                Some(client) => upgrade::switch(&self.worker, exchange, client, answer.response),
                 None => exchange.refuse(&Reason::UpstreamProtocol.into()),
             };
         }
         if !exchange.record.mtls {
             // Only another proxy may say this.
-            headers::remove_reason(response.headers_mut());
+            headers::remove_reason(answer.response.headers_mut());
         }
-        exchange.respond(response, held, deadline)
+        exchange.respond(answer, deadline)
     }
 }
 
@@ -289,27 +310,43 @@ fn elsewhere(
         && service.live.budget.would_allow(&route.retry, now)
 }
 
-/// Whether a response counts as a failure of its endpoint, and may be tried elsewhere.
-fn failure_in(response: &Response<Incoming>, mtls: bool) -> Option<(Failed, outlier::Failure)> {
+/// Whether the answer to a gRPC call may still turn out to be a failure that is worth another try.
+fn may_fail_late(sent: &Result<Answer, Failure>, policy: &RetryPolicy, template: &Template) -> bool {
+    let begun = |answer: &Answer| {
+        let response = &answer.response;
+        response.status() == StatusCode::OK && !response.body().is_end_stream()
+    };
+    policy.asks_for_grpc_status() && template.body.replayable() && sent.as_ref().is_ok_and(begun)
+}
+
+/// Whether a try has failed although there is a response, and whether that is held against its endpoint.
+fn judge(answer: &Answer, mtls: bool, policy: &RetryPolicy) -> Option<(Failed, Option<outlier::Failure>)> {
+    let response = &answer.response;
     // What the proxy there says of its application.
     match headers::reason_of(response.headers()).filter(|_| mtls) {
         // It could not be reached: nothing has happened.
         Some(Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Draining) => {
-            return Some((Failed::Connect, outlier::Failure::Connect));
+            return Some((Failed::Connect, Some(outlier::Failure::Connect)));
         }
         // It broke off without an answer, as if it had done so to us.
-        Some(Reason::UpstreamReset) => return Some((Failed::Reset, outlier::Failure::Reset)),
+        Some(Reason::UpstreamReset) => return Some((Failed::Reset, Some(outlier::Failure::Reset))),
         _ => {}
     }
     let status = response.status().as_u16();
     if status >= 500 {
         let gateway = matches!(status, 502..=504);
         let failure = if gateway { outlier::Failure::Gateway } else { outlier::Failure::Status };
-        return Some((Failed::Status(status), failure));
+        return Some((Failed::Status(status), Some(failure)));
     }
-    // UNAVAILABLE in the head: a trailers-only response.
-    let unavailable = headers::grpc_status(response.headers()) == Some(14);
-    unavailable.then_some((Failed::GrpcUnavailable, outlier::Failure::Gateway))
+    if policy.statuses.contains(status) {
+        return Some((Failed::Status(status), None));
+    }
+    // In the head of a trailers-only response, or in trailers before any message.
+    let trailers = answer.first.as_ref().and_then(|first| first.trailers_ref());
+    match headers::grpc_status(trailers.unwrap_or(response.headers()))? {
+        GRPC_UNAVAILABLE => Some((Failed::Grpc(GRPC_UNAVAILABLE), Some(outlier::Failure::Gateway))),
+        status => policy.wants_grpc(status).then_some((Failed::Grpc(status), None)),
+    }
 }
 
 /// What a try without a response says of its endpoint.
@@ -320,8 +357,6 @@ fn outcome_of(failed: Failed, error: &Error, template: &Template) -> Outcome {
         Failed::Connect => Outcome::Failure(outlier::Failure::Connect),
         Failed::Untouched => Outcome::Neutral,
         Failed::PerTryTimeout => Outcome::Failure(outlier::Failure::Timeout),
-        Failed::Reset | Failed::Status(_) | Failed::GrpcUnavailable => {
-            Outcome::Failure(outlier::Failure::Reset)
-        }
+        Failed::Reset | Failed::Status(_) | Failed::Grpc(_) => Outcome::Failure(outlier::Failure::Reset),
     }
 }

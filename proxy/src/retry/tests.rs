@@ -10,7 +10,12 @@ fn rng() -> SmallRng {
 }
 
 fn again(policy: &RetryPolicy, method: &Method, failed: Failed) -> bool {
-    decide(policy, &Attempt { number: 1, method, failed, replayable: true }, &mut rng()).is_some()
+    decide(
+        policy,
+        &Attempt { number: 1, method, failed, replayable: true, pushback: None, left: None },
+        &mut rng(),
+    )
+    .is_some()
 }
 
 #[test]
@@ -28,7 +33,7 @@ fn by_default_failed_connects_of_everything_and_resets_of_what_is_idempotent_are
         (Method::POST, Failed::Untouched, true),
         (Method::GET, Failed::Status(503), false),
         (Method::GET, Failed::Status(500), false),
-        (Method::POST, Failed::GrpcUnavailable, false),
+        (Method::POST, Failed::Grpc(14), false),
     ] {
         assert_eq!(again(&policy, &method, failed), expected, "{method} {failed:?}");
     }
@@ -63,7 +68,7 @@ fn each_condition_covers_its_statuses_and_no_other() {
 fn what_may_have_had_an_effect_needs_to_be_allowed() {
     let policy = RetryPolicy { on_5xx: true, on_grpc_unavailable: true, ..RetryPolicy::default() };
     let allowed = RetryPolicy { non_idempotent: true, ..policy };
-    for failed in [Failed::Status(500), Failed::GrpcUnavailable, Failed::PerTryTimeout, Failed::Reset] {
+    for failed in [Failed::Status(500), Failed::Grpc(14), Failed::PerTryTimeout, Failed::Reset] {
         assert!(!again(&policy, &Method::POST, failed));
         assert!(again(&allowed, &Method::POST, failed));
     }
@@ -71,8 +76,67 @@ fn what_may_have_had_an_effect_needs_to_be_allowed() {
 
 #[test]
 fn what_cannot_be_sent_again_is_not() {
-    let attempt = Attempt { number: 1, method: &Method::GET, failed: Failed::Connect, replayable: false };
+    let attempt = Attempt {
+        number: 1,
+        method: &Method::GET,
+        failed: Failed::Connect,
+        replayable: false,
+        pushback: None,
+        left: None,
+    };
     assert_eq!(decide(&RetryPolicy::default(), &attempt, &mut rng()), None);
+}
+
+#[test]
+fn listed_statuses_are_tried_again_besides_the_conditions() {
+    let listed = RetryPolicy {
+        statuses: StatusCodes::of(&[429, 503]).unwrap(),
+        grpc_statuses: GrpcCodes::of(&[8]).unwrap(),
+        non_idempotent: true,
+        ..RetryPolicy::default()
+    };
+    for (failed, expected) in [
+        (Failed::Status(429), true),
+        (Failed::Status(503), true),
+        (Failed::Status(502), false),
+        (Failed::Status(404), false),
+        (Failed::Grpc(8), true),
+        (Failed::Grpc(14), false),
+        (Failed::Reset, true),
+    ] {
+        assert_eq!(again(&listed, &Method::POST, failed), expected, "{failed:?}");
+    }
+    assert!(listed.asks_for_grpc_status());
+    assert!(!RetryPolicy::default().asks_for_grpc_status());
+    assert!(!RetryPolicy { attempts: 0, ..listed }.asks_for_grpc_status());
+    // An effect is an effect, whatever the status.
+    assert!(!again(&RetryPolicy { non_idempotent: false, ..listed }, &Method::POST, Failed::Status(429)));
+}
+
+#[test]
+fn a_wait_that_the_server_asks_for_is_kept_or_nothing_is_tried() {
+    let policy = RetryPolicy { backoff_max: Duration::from_secs(2), ..RetryPolicy::default() };
+    let wait = |pushback, left| {
+        let attempt = Attempt {
+            number: 1,
+            method: &Method::GET,
+            failed: Failed::Reset,
+            replayable: true,
+            pushback,
+            left,
+        };
+        decide(&policy, &attempt, &mut rng())
+    };
+    let (one, two) = (Duration::from_secs(1), Duration::from_secs(2));
+    assert_eq!(wait(Some(Pushback::After(one)), None), Some(one));
+    assert_eq!(wait(Some(Pushback::After(two)), None), Some(two));
+    assert_eq!(wait(Some(Pushback::After(two + Duration::from_millis(1))), None), None);
+    assert_eq!(wait(Some(Pushback::Never), None), None);
+    // No shorter than what would have been waited anyway.
+    assert_eq!(wait(Some(Pushback::After(Duration::ZERO)), None), wait(None, None));
+    assert_eq!(wait(Some(Pushback::After(one)), Some(one)), None);
+    assert_eq!(wait(Some(Pushback::After(one)), Some(two)), Some(one));
+    assert_eq!(wait(None, Some(Duration::ZERO)), None);
 }
 
 proptest! {
@@ -90,7 +154,7 @@ proptest! {
         let mut number = 1;
         while let Some(wait) = decide(
             &policy,
-            &Attempt { number, method: &Method::GET, failed: Failed::Reset, replayable: true },
+            &Attempt { number, method: &Method::GET, failed: Failed::Reset, replayable: true, pushback: None, left: None },
             &mut rng,
         ) {
             let bound = policy.backoff_base.saturating_mul(1 << (number - 1)).min(policy.backoff_max);
@@ -105,7 +169,14 @@ proptest! {
 fn waits_are_spread_over_the_whole_bound() {
     let policy = RetryPolicy::default();
     let mut rng = rng();
-    let attempt = Attempt { number: 1, method: &Method::GET, failed: Failed::Reset, replayable: true };
+    let attempt = Attempt {
+        number: 1,
+        method: &Method::GET,
+        failed: Failed::Reset,
+        replayable: true,
+        pushback: None,
+        left: None,
+    };
     let waits: Vec<_> = (0..1000).filter_map(|_| decide(&policy, &attempt, &mut rng)).collect();
     let mean = waits.iter().sum::<Duration>() / 1000;
     assert!((11..14).contains(&mean.as_millis()), "{mean:?}");

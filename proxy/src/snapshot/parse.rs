@@ -15,7 +15,7 @@ use super::{Balancer, Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Tar
 use crate::balance::weights::Weights;
 use crate::breaker::Limits;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
-use crate::retry::RetryPolicy;
+use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
 use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
 
 mod limits;
@@ -320,6 +320,9 @@ fn regex(field: &str, text: &str) -> Result<Regex> {
     compiled(&format!("^(?:{text})$"))
 }
 
+/// Nobody keeps more of a body than this, whatever the operator says.
+const MAX_KEPT: u32 = 1024 * 1024;
+
 fn retry(message: &v1::Retry) -> Result<RetryPolicy> {
     use v1::RetryOn;
     let mut on = Vec::new();
@@ -330,6 +333,10 @@ fn retry(message: &v1::Retry) -> Result<RetryPolicy> {
         }
     }
     let default = RetryPolicy::default();
+    let statuses = StatusCodes::of(&message.status_codes)
+        .ok_or_else(|| Invalid::new("status_codes", "must be statuses of HTTP from 400 to 599"))?;
+    let grpc_statuses = GrpcCodes::of(&message.grpc_statuses)
+        .ok_or_else(|| Invalid::new("grpc_statuses", "must be statuses of gRPC from 1 to 16"))?;
     let backoff_base = millis(message.backoff_base_ms).unwrap_or(default.backoff_base);
     Ok(RetryPolicy {
         attempts: message.attempts.min(10),
@@ -344,6 +351,9 @@ fn retry(message: &v1::Retry) -> Result<RetryPolicy> {
         backoff_max: millis(message.backoff_max_ms).unwrap_or(default.backoff_max).max(backoff_base),
         budget_percent: message.budget_percent.min(100),
         budget_min_per_second: message.budget_min_per_second.min(10_000),
+        statuses,
+        grpc_statuses,
+        max_body: message.max_body_bytes.map_or(default.max_body, |bytes| bytes.min(MAX_KEPT) as usize),
     })
 }
 

@@ -238,6 +238,14 @@ fn what_cannot_be_understood_is_rejected_by_name_and_the_last_good_one_stays() {
             |s| s.routes[0].retry = Some(v1::Retry { on: vec![0], ..Default::default() }),
             "routes[0].retry.on: 0 is not a value that this proxy knows",
         ),
+        (
+            |s| s.routes[0].retry = Some(v1::Retry { status_codes: vec![429, 200], ..Default::default() }),
+            "routes[0].retry.status_codes: must be statuses of HTTP from 400 to 599",
+        ),
+        (
+            |s| s.routes[0].retry = Some(v1::Retry { grpc_statuses: vec![0], ..Default::default() }),
+            "routes[0].retry.grpc_statuses: must be statuses of gRPC from 1 to 16",
+        ),
     ];
     for (spoil, message) in cases {
         let mut bad = service(&["10.0.0.1:8080", "10.0.0.2:8080"]);

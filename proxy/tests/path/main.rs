@@ -15,6 +15,7 @@ mod netns;
 mod pods;
 mod ratelimit;
 mod resilience;
+mod retries;
 mod security;
 mod tcp;
 mod world;
