@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
@@ -72,6 +72,44 @@ fn serve_text(address: &'static str, text: &'static str) {
         for stream in listener.incoming().flatten() {
             let _ = (&stream).write_all(text.as_bytes());
         }
+    });
+}
+
+fn serve_datagrams(port: u16, text: &'static str) {
+    let socket = UdpSocket::bind((IpAddr::from([0u16; 8]), port)).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 100]) {
+            let _ = socket.send_to(text.as_bytes(), from);
+        }
+    });
+}
+
+/// What answers from exactly this address.
+fn ask(to: &str) -> String {
+    let to: SocketAddr = to.parse().unwrap();
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket.connect(to).unwrap();
+    socket.send(b"?").unwrap();
+    let mut answer = [0; 100];
+    let n = socket.recv(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..n]).into_owned()
+}
+
+#[test]
+fn udp_is_left_alone_both_ways() {
+    let Some((pod, peer)) = pod_and_peer() else { return };
+    peer.run(|| serve_datagrams(53, "peer"));
+    pod.run(|| {
+        init::run(&Args::default()).unwrap();
+        for (port, text) in [(8125, "pod"), (15001, "outbound"), (15006, "inbound")] {
+            serve_datagrams(port, text);
+        }
+        assert_eq!((ask("10.77.0.2:53"), ask("[fd77::2]:53")), ("peer".into(), "peer".into()));
+    });
+    peer.run(|| {
+        assert_eq!((ask("10.77.0.1:8125"), ask("[fd77::1]:8125")), ("pod".into(), "pod".into()));
     });
 }
 

@@ -18,10 +18,10 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use weft_api::Reason;
 
-use super::LocalExec;
 use super::body::{Outgoing, Source};
 use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
+use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW};
 use crate::breaker::Permit;
 use crate::connect::Counted;
 use crate::error::{Error, find};
@@ -335,6 +335,9 @@ async fn begin_http2(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) ->
     let (sender, connection) = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .handshake(io)

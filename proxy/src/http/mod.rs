@@ -4,7 +4,7 @@
 pub mod body;
 mod client;
 pub mod exchange;
-mod guard;
+pub(crate) mod guard;
 pub mod headers;
 mod hold;
 pub(crate) mod inbound;
@@ -18,6 +18,15 @@ pub(crate) mod server;
 mod upgrade;
 
 pub use client::Wire;
+
+/// Bytes of one HTTP/2 stream that are taken before its reader has read them (RFC 9113 section 5.2). More than the network
+/// within a cluster holds.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of a whole connection: for as many streams as a proxy puts on one, so that those which nobody reads cannot take
+/// the others' share.
+const CONNECTION_WINDOW: u32 = pool::MAX_STREAMS * STREAM_WINDOW;
+/// Bytes of one stream that wait to be sent.
+const SEND_BUFFER: usize = STREAM_WINDOW as usize;
 
 /// Runs hyper's tasks on the worker's own thread.
 #[derive(Clone, Copy, Debug)]

@@ -26,7 +26,7 @@ use crate::snapshot::{Cluster, ClusterLive, Endpoint, EndpointLive};
 /// Connections kept per host, beyond which one that becomes idle is closed.
 const MAX_IDLE: usize = 256;
 /// Requests at the same time on an HTTP/2 connection, beyond which another is opened.
-const MAX_STREAMS: u32 = 100;
+pub(super) const MAX_STREAMS: u32 = 100;
 /// Applications of the own pod: patience for a connection, and for an idle one.
 const APP_CONNECT: Duration = Duration::from_secs(5);
 const APP_IDLE: Duration = Duration::from_secs(30);

@@ -16,11 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use weft_api::Reason;
 
-use super::LocalExec;
 use super::client::Wire;
 use super::exchange::Served;
 use super::guard::{Guard, Phase};
-use super::{headers, reply};
+use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW, headers, reply};
 use crate::error::{Error, find};
 
 /// A request's head may have this size.
@@ -129,6 +128,9 @@ where
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEAD as u32)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);

@@ -13,6 +13,7 @@ mod limits;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod pods;
+mod protocols;
 mod ratelimit;
 mod resilience;
 mod retries;
