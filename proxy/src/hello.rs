@@ -35,11 +35,8 @@ const MAX_RECORD: usize = 1 << 14;
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Parsed {
     let [first, rest @ ..] = bytes else { return Parsed::Incomplete };
-    // Record version: 3.0 to 3.4, as implementations of any age write it.
-    if *first != HANDSHAKE
-        || rest.first().is_some_and(|major| *major != 3)
-        || rest.get(1).is_some_and(|m| *m > 4)
-    {
+    // The record's version is 3.x; RFC 8446 section 5.1 has x ignored.
+    if *first != HANDSHAKE || rest.first().is_some_and(|major| *major != 3) {
         return Parsed::Other;
     }
     match handshake(bytes) {
@@ -207,7 +204,7 @@ mod tests {
     #[test]
     fn other_protocols_are_not_tls() {
         for other in
-            [b"GET / HTTP/1.1".as_slice(), &[22, 2, 0], &[22, 3, 9], &[21, 3, 1], &[22, 3, 1, 0, 1, 2]]
+            [b"GET / HTTP/1.1".as_slice(), &[22, 2, 0], &[22, 2, 9], &[21, 3, 1], &[22, 3, 1, 0, 1, 2]]
         {
             assert_eq!(parse(other), Parsed::Other, "{other:?}");
         }

@@ -1,12 +1,14 @@
 //! The path of a connection to the own application: from another proxy, by mTLS and with a verified identity, or from
 //! outside of the mesh, as far as PeerAuthentication allows it. Composes the steps. Where in doubt, it refuses.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -15,6 +17,7 @@ use weft_api::Reason;
 
 use crate::detect::{self, First};
 use crate::error::{Error, find};
+use crate::forward::Abort;
 use crate::hello::ClientHello;
 use crate::http::exchange::Exchange;
 use crate::http::inbound::{Inbound, Peer};
@@ -63,7 +66,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: Sock
     let connection = Connection { worker, peer, original, snapshot, mode, protocol, accepted };
 
     let mut head = BytesMut::new();
-    let spoke = if mode == MtlsMode::Strict || matches!(protocol, Protocol::Http1 | Protocol::Http2) {
+    let spoke = if mode == MtlsMode::Strict || connection.speaks_http() {
         // In each of these the client speaks first.
         match connection.first(&mut client, &mut head).await {
             Some(first) => Spoke::Client(first),
@@ -91,21 +94,30 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     async fn first(&self, client: &mut TcpStream, head: &mut BytesMut) -> Option<First> {
-        let first = async {
-            match self.protocol {
-                Protocol::Http1 | Protocol::Http2 => detect::first_of_http(client, head).await,
-                _ => detect::first(client, head).await,
-            }
-        };
-        match timeout(BEGIN, first).await {
+        match timeout(BEGIN, self.first_by_protocol(client, head)).await {
             Ok(first) => first.ok(),
             Err(_) if self.mode == MtlsMode::Strict => {
                 self.refuse(Reason::MtlsRequired, Some("the client said nothing"));
                 None
             }
             // Kept open ahead of need.
-            Err(_) => detect::first(client, head).await.ok(),
+            Err(_) => self.first_by_protocol(client, head).await.ok(),
         }
+    }
+
+    async fn first_by_protocol<IO>(&self, client: &mut IO, head: &mut BytesMut) -> io::Result<First>
+    where
+        IO: AsyncRead + Unpin,
+    {
+        if self.speaks_http() {
+            detect::first_of_http(client, head).await
+        } else {
+            detect::first(client, head).await
+        }
+    }
+
+    const fn speaks_http(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1 | Protocol::Http2)
     }
 
     async fn spoken(self, spoke: Spoke, client: Prefixed<TcpStream>) {
@@ -155,16 +167,21 @@ impl Connection<'_> {
         match alpn {
             Alpn::Http1 => self.http(Wire::Http1, tls, peer).await,
             Alpn::Http2 => self.http(Wire::Http2, tls, peer).await,
-            Alpn::Tcp if self.limited() => Box::pin(self.tunnelled(tls, peer)).await,
-            Alpn::Tcp => {
-                let mut opaque = self.opaque();
-                if let Peer::Mesh { party, .. } = peer {
-                    opaque.record.source = party;
-                    opaque.record.mtls = true;
-                }
-                opaque.dial_and_run(tls, tcp::dial_plain(self.worker, self.original)).await;
-            }
+            Alpn::Tcp if self.limited() || self.speaks_http() => Box::pin(self.tunnelled(tls, peer)).await,
+            Alpn::Tcp => self.copy_of(peer, tls).await,
         }
+    }
+
+    async fn copy_of<IO>(self, peer: Peer, client: IO)
+    where
+        IO: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        let mut opaque = self.opaque();
+        if let Peer::Mesh { party, .. } = peer {
+            opaque.record.source = party;
+            opaque.record.mtls = true;
+        }
+        opaque.dial_and_run(client, tcp::dial_plain(self.worker, self.original)).await;
     }
 
     /// Whether requests to this port are limited. Then nothing passes that is not read as a request: an HTTP request in opaque
@@ -173,14 +190,21 @@ impl Connection<'_> {
         self.snapshot.workload.as_ref().is_some_and(|own| own.limits_on(self.original.port()).is_some())
     }
 
-    /// Opaque bytes by mTLS to a port with limits. They may be HTTP of a client that spoke late.
+    /// Opaque bytes by mTLS to a port that has limits or is declared to speak HTTP. They may be HTTP all the same, of a client
+    /// that spoke late, or that the other proxy was made to take for something else: past the HTTP server it could state any
+    /// identity.
     async fn tunnelled(self, mut tls: Box<TlsStream<Prefixed<TcpStream>>>, peer: Peer) {
         let mut head = BytesMut::new();
-        match detect::first(&mut tls, &mut head).await {
-            Ok(First::Http1) => self.http(Wire::Http1, Prefixed::new(head.freeze(), tls), peer).await,
-            Ok(First::Http2) => self.http(Wire::Http2, Prefixed::new(head.freeze(), tls), peer).await,
+        let first = self.first_by_protocol(&mut tls, &mut head).await;
+        let client = Prefixed::new(head.freeze(), tls);
+        match first {
+            Ok(First::Http1) => self.http(Wire::Http1, client, peer).await,
+            Ok(First::Http2) => self.http(Wire::Http2, client, peer).await,
             Ok(First::Nothing) | Err(_) => {}
-            Ok(First::Tls(_) | First::Opaque) => self.refuse(Reason::BadRequest, Some(ONLY_HTTP)),
+            Ok(First::Tls(_) | First::Opaque) if self.limited() => {
+                self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
+            }
+            Ok(First::Tls(_) | First::Opaque) => self.copy_of(peer, client).await,
         }
     }
 
@@ -195,7 +219,7 @@ impl Connection<'_> {
 
     async fn http<IO>(self, wire: Wire, client: IO, peer: Peer)
     where
-        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { worker, peer: address, original, snapshot, accepted, .. } = self;
         drop(snapshot);

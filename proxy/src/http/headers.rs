@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use http::header::{
     CONNECTION, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use rand::RngCore;
 use weft_api::{Identity, names};
@@ -31,12 +31,18 @@ pub enum Malformed {
     /// CONNECT asks for a tunnel; this is no such proxy.
     #[error("CONNECT is not served")]
     Connect,
-    /// RFC 9112 section 3.2: exactly one.
-    #[error("a request needs exactly one Host header")]
+    /// RFC 9112 section 3.2: exactly one, and RFC 9110 section 7.2: a host. RFC 9113 section 8.3.1: the same in both places.
+    #[error("a request needs exactly one Host, a name or address with or without a port")]
     Host,
+    /// RFC 9112 section 3.2: the authority form is CONNECT's, `*` is of OPTIONS.
+    #[error("the target is neither a path nor a whole URI")]
+    Target,
     /// RFC 9112 section 6.1: a sign of request smuggling.
     #[error("both Transfer-Encoding and Content-Length")]
     Lengths,
+    /// RFC 9112 section 6.1: no other coding could be passed on.
+    #[error("a Transfer-Encoding other than chunked, or more than one")]
+    Encoding,
 }
 
 /// Refuses what hyper lets through but must not reach an application.
@@ -44,21 +50,46 @@ pub enum Malformed {
 /// # Errors
 /// What is wrong.
 pub fn check<B>(request: &Request<B>) -> Result<(), Malformed> {
+    let (uri, headers, http2) = (request.uri(), request.headers(), request.version() == Version::HTTP_2);
     if request.method() == Method::CONNECT {
         return Err(Malformed::Connect);
     }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    let named = first.is_some() || request.uri().authority().is_some();
-    if second.is_some() || !named && request.version() == Version::HTTP_11 {
-        return Err(Malformed::Host);
+    let asterisk = uri.path() == "*" && request.method() == Method::OPTIONS;
+    let authority = uri.authority().map(Authority::as_str);
+    if authority.is_some() && uri.scheme().is_none() || !asterisk && !uri.path().starts_with('/') {
+        return Err(Malformed::Target);
     }
-    if request.headers().contains_key(TRANSFER_ENCODING)
-        && request.extensions().get::<BothLengths>().is_some()
-    {
-        return Err(Malformed::Lengths);
+    let mut hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    match (hosts.next(), authority) {
+        (Some(host), _) if !is_host(host) => return Err(Malformed::Host),
+        (Some(host), Some(authority)) if http2 && !host.eq_ignore_ascii_case(authority.as_bytes()) => {
+            return Err(Malformed::Host);
+        }
+        (_, Some(authority)) if http2 && !is_host(authority.as_bytes()) => return Err(Malformed::Host),
+        (None, None) if request.version() == Version::HTTP_11 => return Err(Malformed::Host),
+        _ if hosts.next().is_some() => return Err(Malformed::Host),
+        _ => {}
+    }
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        if request.extensions().get::<BothLengths>().is_some() {
+            return Err(Malformed::Lengths);
+        }
+        let chunked = encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        if !chunked || encodings.next().is_some() {
+            return Err(Malformed::Encoding);
+        }
     }
     Ok(())
+}
+
+/// RFC 9110 section 7.2: `host [":" port]`, possibly empty. Of the characters that a name may hold by the grammar, those that
+/// no host has (sub-delims) are not taken: a comma would be two hosts to somebody.
+fn is_host(host: &[u8]) -> bool {
+    let colon = host.iter().rposition(|b| *b == b':').filter(|at| !host[*at..].contains(&b']'));
+    let (name, port) = colon.map_or((host, &[][..]), |at| (&host[..at], &host[at + 1..]));
+    port.iter().all(u8::is_ascii_digit)
+        && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%[]:".contains(b))
 }
 
 /// The protocol that the client wants to change to, if it is one that can pass through.
@@ -282,6 +313,55 @@ mod tests {
         both.extensions_mut().insert(BothLengths);
         assert_eq!(check(&both), Err(Malformed::Lengths));
         assert_eq!(check(&request(&[("host", "a")])), Ok(()));
+        for codings in [
+            vec!["gzip, chunked"],
+            vec!["chunked, chunked"],
+            vec!["chunked", "chunked"],
+            vec!["identity", "chunked"],
+            vec!["identity"],
+            vec![""],
+        ] {
+            let lines: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
+            let coded = request(&[&[("host", "a")], &*lines].concat());
+            assert_eq!(check(&coded), Err(Malformed::Encoding), "{codings:?}");
+        }
+        assert_eq!(check(&request(&[("host", "a"), ("transfer-encoding", "Chunked ")])), Ok(()));
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_a_port() {
+        for host in ["", "a", "a_b.example:80", "10.0.0.1", "[fd00::1]:80", "[fd00::1]", "a:"] {
+            assert_eq!(check(&request(&[("host", host)])), Ok(()), "{host}");
+        }
+        for host in ["a, b", "a b", "a/b", "u@a", "a:port", "a?b", "a\\b", "[::1]:http"] {
+            assert_eq!(check(&request(&[("host", host)])), Err(Malformed::Host), "{host}");
+        }
+        let http2 = |uri: &str, lines: &[(&str, &str)]| {
+            let mut request = request(lines);
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = uri.parse().unwrap();
+            check(&request)
+        };
+        assert_eq!(http2("http://a/", &[]), Ok(()));
+        assert_eq!(http2("http://a/", &[("host", "A")]), Ok(()));
+        assert_eq!(http2("http://a/", &[("host", "b")]), Err(Malformed::Host));
+        assert_eq!(http2("http://u@a/", &[]), Err(Malformed::Host));
+        assert_eq!(http2("/", &[("host", "b")]), Ok(()));
+    }
+
+    #[test]
+    fn a_target_is_a_path_or_a_whole_uri() {
+        let target = |method: &str, uri: &str| {
+            let mut request = request(&[("host", "a")]);
+            (*request.method_mut(), *request.uri_mut()) = (method.parse().unwrap(), uri.parse().unwrap());
+            check(&request)
+        };
+        for (method, uri) in [("GET", "/"), ("GET", "/a?b"), ("GET", "http://b"), ("OPTIONS", "*")] {
+            assert_eq!(target(method, uri), Ok(()), "{method} {uri}");
+        }
+        for (method, uri) in [("GET", "a"), ("GET", "a:80"), ("GET", "*")] {
+            assert_eq!(target(method, uri), Err(Malformed::Target), "{method} {uri}");
+        }
     }
 
     #[test]
