@@ -14,6 +14,8 @@ pub mod dial;
 pub mod error;
 mod ewma;
 pub mod forward;
+#[cfg(test)]
+mod fuzz;
 pub mod hello;
 pub mod http;
 pub mod identity;

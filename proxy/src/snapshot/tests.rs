@@ -55,7 +55,7 @@ fn address(address: &str, target: address::Target) -> v1::Address {
     v1::Address { address: address.into(), target: Some(target) }
 }
 
-fn workload() -> v1::Workload {
+pub(crate) fn workload() -> v1::Workload {
     v1::Workload {
         namespace: "shop".into(),
         pod: "front-0".into(),
