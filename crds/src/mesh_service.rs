@@ -7,6 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod balancer;
+
+pub use balancer::{
+    Balancer, BalancerPolicy, Boundary, EndpointWeight, Hash, HashCookie, Locality, LocalityMode, Priority,
+    SlowStart,
+};
+
 /// How a Service is balanced, protected and divided into subsets. At most one MeshService per Service: a second one is
 /// refused. Without any, the defaults that are named at each field hold.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -90,48 +97,6 @@ pub struct Subset {
     /// Pods of the service that carry all of these labels.
     #[schemars(schema_with = "crate::common::labels_schema")]
     pub labels: BTreeMap<String, String>,
-}
-
-/// Choice of an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Balancer {
-    /// The algorithm. `PeakEwma`: of two random endpoints, the one with the lower product of latency (a moving average that
-    /// feels peaks at once) and requests in flight. `LeastRequest`: of two random endpoints, the one with fewer requests in
-    /// flight. `RoundRobin`: in turn. `Random`: at random.
-    #[serde(default)]
-    pub policy: BalancerPolicy,
-    /// Weights of endpoints, by pod labels; the first entry that fits a pod counts, otherwise 100. Every policy honours them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub weights: Vec<EndpointWeight>,
-}
-
-/// The algorithm that chooses an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum BalancerPolicy {
-    /// Of two random endpoints, the one with the lower product of latency (peak-sensitive moving average) and requests in flight.
-    #[default]
-    PeakEwma,
-    /// Of two random endpoints, the one with fewer requests in flight.
-    LeastRequest,
-    /// In turn.
-    RoundRobin,
-    /// At random.
-    Random,
-}
-
-/// The weight of some endpoints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EndpointWeight {
-    /// Pods that carry all of these labels.
-    #[schemars(schema_with = "crate::common::labels_schema")]
-    pub labels: BTreeMap<String, String>,
-    /// 0 to 1000, relative to 100; with 0 a pod is used only when nothing else is left.
-    #[schemars(range(max = 1000))]
-    pub weight: u32,
 }
 
 /// Health of endpoints.

@@ -470,6 +470,90 @@ fn the_longest_ejection_is_not_shorter_than_the_first() {
     passes(MESH, outlier(json!({})));
 }
 
+#[test]
+fn a_hash_goes_with_the_policies_that_hash() {
+    let balancer = |balancer: Value| mesh(json!({"balancer": balancer}));
+    for policy in ["RingHash", "Maglev"] {
+        passes(MESH, balancer(json!({"policy": policy, "hash": {"header": "x-user-id"}})));
+        refused(MESH, balancer(json!({"policy": policy})), "RingHash and Maglev need balancer.hash");
+    }
+    for policy in ["PeakEwma", "LeastRequest", "RoundRobin", "Random", "SourceIpHash"] {
+        passes(MESH, balancer(json!({"policy": policy})));
+        refused(
+            MESH,
+            balancer(json!({"policy": policy, "hash": {"sourceIp": true}})),
+            "acts with the policies RingHash and Maglev only",
+        );
+    }
+    refused(
+        MESH,
+        balancer(json!({"hash": {"sourceIp": true}})),
+        "acts with the policies RingHash and Maglev",
+    );
+    passes(MESH, balancer(json!({"policy": "RingHash", "hash": {"query": "user", "ringPoints": 16}})));
+    refused(
+        MESH,
+        balancer(json!({"policy": "Maglev", "hash": {"query": "user", "ringPoints": 16}})),
+        "ringPoints acts with the policy RingHash only",
+    );
+}
+
+#[test]
+fn a_hash_is_by_exactly_one_thing() {
+    let hash = |hash: Value| mesh(json!({"balancer": {"policy": "RingHash", "hash": hash}}));
+    for good in [
+        json!({"header": "Host"}),
+        json!({"cookie": {"name": "weft-session"}}),
+        json!({"cookie": {"name": "id", "ttl": "1h"}}),
+        json!({"sourceIp": true}),
+        json!({"query": "user id"}),
+    ] {
+        passes(MESH, hash(good));
+    }
+    refused(MESH, hash(json!({})), "balancer.hash needs exactly one of");
+    refused(MESH, hash(json!({"ringPoints": 100})), "balancer.hash needs exactly one of");
+    refused(MESH, hash(json!({"header": "a", "query": "b"})), "balancer.hash needs exactly one of");
+    refused(MESH, hash(json!({"sourceIp": false})), "balancer.hash.sourceIp can only be true");
+    refused(MESH, hash(json!({"header": "a:b"})), "not the name of an HTTP header");
+    refused(MESH, hash(json!({"header": ""})), "minLength");
+    refused(MESH, hash(json!({"cookie": {"name": "a=b"}})), "not the name of a cookie");
+    refused(MESH, hash(json!({"cookie": {}})), "required");
+    refused(MESH, hash(json!({"cookie": {"name": "a", "ttl": "0s"}})), "longer than zero");
+    refused(MESH, hash(json!({"query": "a=b"})), "not the name of a parameter");
+    refused(MESH, hash(json!({"query": "a".repeat(129)})), "maxLength");
+    refused(MESH, hash(json!({"sourceIp": true, "ringPoints": 15})), "minimum");
+    refused(MESH, hash(json!({"sourceIp": true, "ringPoints": 4097})), "maximum");
+}
+
+#[test]
+fn the_order_of_endpoints_is_bounded() {
+    let balancer = |balancer: Value| mesh(json!({"balancer": balancer}));
+    passes(MESH, balancer(json!({"slowStart": {"window": "30s", "aggression": 10}})));
+    refused(MESH, balancer(json!({"slowStart": {}})), "required");
+    refused(MESH, balancer(json!({"slowStart": {"window": "30s", "aggression": 0}})), "minimum");
+    refused(MESH, balancer(json!({"slowStart": {"window": "30s", "aggression": 11}})), "maximum");
+
+    passes(MESH, balancer(json!({"locality": {"mode": "Prefer"}})));
+    passes(MESH, balancer(json!({"locality": {"mode": "Strict"}})));
+    passes(MESH, balancer(json!({"locality": {"mode": "Strict", "within": "Region"}})));
+    refused(MESH, balancer(json!({"locality": {}})), "required");
+    refused(MESH, balancer(json!({"locality": {"mode": "Nearest"}})), "enum");
+    refused(
+        MESH,
+        balancer(json!({"locality": {"mode": "Prefer", "within": "Zone"}})),
+        "within acts with mode Strict only",
+    );
+
+    let priority = json!({"labels": {"tier": "hot"}});
+    passes(
+        MESH,
+        balancer(json!({"failover": [priority, {"labels": {"tier": "warm"}}], "panicThreshold": 100})),
+    );
+    refused(MESH, balancer(json!({"failover": [{"labels": {}}]})), "minProperties");
+    refused(MESH, balancer(json!({"failover": vec![priority; 9]})), "maxItems");
+    refused(MESH, balancer(json!({"panicThreshold": 101})), "maximum");
+}
+
 // --- PeerAuthentication
 
 const AUTH: &str = "peerauthentications";

@@ -96,7 +96,7 @@ impl Connection<'_> {
 
     async fn detect(&self, mut client: TcpStream, service: &Arc<Service>, target: &Target) -> Option<Http> {
         let mut head = BytesMut::new();
-        let dial = || tcp::dial(self.worker, target);
+        let dial = || tcp::dial(self.worker, self.peer, target);
         // Where the server is known to speak first, it is not kept waiting.
         let server_first = service.live.learned() == Protocol::Tcp;
         let patience = if server_first { Duration::ZERO } else { SILENCE };
@@ -151,7 +151,7 @@ impl Connection<'_> {
             First::Tls(hello) => {
                 let mut opaque = self.opaque(Some(service));
                 opaque.record.sni = hello.sni;
-                opaque.dial_and_run(client, tcp::dial(self.worker, target)).await;
+                opaque.dial_and_run(client, tcp::dial(self.worker, self.peer, target)).await;
                 None
             }
         }
@@ -161,7 +161,7 @@ impl Connection<'_> {
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
     {
-        let dial = tcp::dial(self.worker, target);
+        let dial = tcp::dial(self.worker, self.peer, target);
         self.opaque(Some(service)).dial_and_run(client, dial).await;
     }
 

@@ -9,9 +9,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use weft_api::{Identity, v1};
 
-use crate::balance::weights::Weights;
+pub use crate::balance::hash::HashOn;
+use crate::balance::ramp::SlowStart;
+use crate::balance::strain::Strain;
+use crate::balance::tiers::{Locality, Plan};
 use crate::breaker::Breaker;
 use crate::ewma::Latency;
 use crate::http::patience::Usual;
@@ -103,6 +107,10 @@ pub struct Workload {
     pub limits: Option<Arc<Limits>>,
     /// Connections to what is neither of the cluster nor registered are refused.
     pub registered_only: bool,
+    /// The zone of its node, empty when unknown.
+    pub zone: Arc<str>,
+    /// The region of its node, empty when unknown.
+    pub region: Arc<str>,
 }
 
 /// A kubelet probe that the pod declares.
@@ -141,6 +149,8 @@ pub struct Service {
     pub live: Arc<ServiceLive>,
     // Of the message that it was parsed from: equal ones keep the same `Arc`.
     fingerprint: u64,
+    /// The message itself, where it has to be read anew when the own zone becomes known.
+    message: Option<Arc<v1::Service>>,
 }
 
 /// What outlives an update of a service.
@@ -172,14 +182,22 @@ pub struct Cluster {
     pub max_requests_per_connection: Option<u32>,
     /// Carried over updates by name.
     pub live: Arc<ClusterLive>,
-    pub(crate) weights: Weights,
+    /// What RingHash and Maglev look at; only with them.
+    pub hash: Option<HashOn>,
+    /// How new endpoints come to their share. `None`: at once.
+    pub slow_start: Option<SlowStart>,
+    /// What nearness means. `None`: nothing.
+    pub locality: Option<Locality>,
+    /// While no more than this share is healthy, in percent, health does not count.
+    pub panic_threshold: u32,
+    pub(crate) plan: Plan,
 }
 
 /// What outlives an update of a cluster, besides its breaker.
 #[derive(Debug, Default)]
 pub struct ClusterLive {
-    /// Tickets of RoundRobin.
-    pub(crate) turn: AtomicU64,
+    /// Tickets of RoundRobin, for each tier its own: those that share one are no longer in turn among themselves.
+    turns: [AtomicU64; 4],
     /// Tickets of RoundRobin among those that are left. Not the same ones: drawing a fixed number of tickets in vain
     /// each time would lead to the same endpoint again and again.
     pub(crate) turn_of_rest: AtomicU64,
@@ -188,6 +206,12 @@ pub struct ClusterLive {
     pub(crate) window: Window,
     /// How long connecting takes.
     pub(crate) usual: Usual,
+}
+
+impl ClusterLive {
+    pub(crate) fn turn(&self, tier: usize) -> &AtomicU64 {
+        &self.turns[tier % self.turns.len()]
+    }
 }
 
 /// How an endpoint is chosen.
@@ -202,6 +226,10 @@ pub enum Balancer {
     RoundRobin,
     /// At random.
     Random,
+    /// By a key: the next point on a ring.
+    RingHash,
+    /// By a key: a slot of a table.
+    Maglev,
 }
 
 /// One address of a cluster.
@@ -219,6 +247,10 @@ pub struct Endpoint {
     pub workload: Arc<str>,
     /// Its zone, empty when unknown.
     pub zone: Arc<str>,
+    /// Its region, empty when unknown.
+    pub region: Arc<str>,
+    /// Lower ones come first; equal ones stand in for each other.
+    pub priority: u32,
     /// Carried over updates by service, address and pod.
     pub live: Arc<EndpointLive>,
 }
@@ -231,6 +263,9 @@ pub struct EndpointLive {
     pub(crate) health: Health,
     /// Counted only where endpoints are judged beside each other.
     pub(crate) tally: Tally,
+    pub(crate) strain: Strain,
+    /// When it came to a service that was known before. `None`: it was there from the beginning.
+    pub(crate) since: Option<Instant>,
 }
 
 /// Counts ejections and returns of every endpoint, for whoever reports them.
@@ -354,12 +389,14 @@ impl ServiceLive {
 }
 
 impl EndpointLive {
-    pub(crate) fn new(changes: &HealthChanges) -> Self {
+    pub(crate) fn new(changes: &HealthChanges, since: Option<Instant>) -> Self {
         Self {
             in_flight: std::sync::atomic::AtomicU32::new(0),
             latency: Latency::default(),
             health: Health::new(Arc::clone(&changes.0)),
             tally: Tally::default(),
+            strain: Strain::default(),
+            since,
         }
     }
 
@@ -372,7 +409,7 @@ impl EndpointLive {
     /// The moving average, if anything was measured.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {
-        self.latency.get(tokio::time::Instant::now())
+        self.latency.get(Instant::now())
     }
 
     /// Why it is ejected, if it is.
@@ -383,7 +420,7 @@ impl EndpointLive {
 
     /// If it is ejected: why, and how much longer (nothing: it may be probed).
     #[must_use]
-    pub fn ejection(&self, now: tokio::time::Instant) -> Option<(Cause, Duration)> {
+    pub fn ejection(&self, now: Instant) -> Option<(Cause, Duration)> {
         self.health.ejection(now)
     }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use weft_api::Reason;
 
-use crate::balance::{self, Load, Outcome};
+use crate::balance::{self, Load, Outcome, hash};
 use crate::breaker::Permit;
 use crate::connect::{self, Counted};
 use crate::error::{Error, Side};
@@ -149,19 +149,20 @@ impl Opened {
 }
 
 /// Opens the upstream of a service, or of one of its endpoints; another endpoint when one cannot be reached.
-pub(crate) async fn dial(worker: &Rc<Worker>, target: &Target) -> Result<Opened, Error> {
+pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Target) -> Result<Opened, Error> {
     let (service, pinned) = match target {
         Target::Service(service) => (service, None),
         Target::Pinned(service, endpoint) => (service, Some(endpoint)),
         Target::External => return Err(Reason::NoHealthyEndpoint.into()),
     };
     let cluster = &service.default_cluster;
+    let key = cluster.hash.as_ref().and_then(|on| hash::key_of_connection(on, client.ip()));
     let mut tried = Vec::new();
     loop {
         let now = Instant::now();
         let mut load = match pinned {
             Some(endpoint) => balance::pinned(cluster, endpoint, now),
-            None => worker.with_rng(|rng| balance::pick(cluster, &tried, now, rng))?,
+            None => worker.with_rng(|rng| balance::pick(cluster, key, &tried, now, rng))?,
         };
         let permits = [cluster.breaker.request()?, cluster.breaker.connection()?];
         let endpoint = Arc::clone(&load.endpoint);

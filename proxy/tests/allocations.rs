@@ -47,7 +47,7 @@ fn snapshot(balancer: v1::Balancer) -> Snapshot {
         identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
         pod: format!("back-{i}"),
         workload: "back".into(),
-        zone: String::new(),
+        ..Default::default()
     };
     let key = "shop/back:80".to_owned();
     let to_all = v1::Route {
@@ -63,6 +63,10 @@ fn snapshot(balancer: v1::Balancer) -> Snapshot {
     let cluster = v1::Cluster {
         name: key.clone(),
         balancer: balancer.into(),
+        hash: Some(v1::Hash { key: Some(v1::hash::Key::SourceIp(true)), ring_points: 0 }),
+        // What there is to decide with tiers, too.
+        panic_threshold_percent: 50,
+        slow_start: Some(v1::SlowStart { window_ms: 1000, aggression: 1 }),
         endpoints: (1..=5).map(endpoint).collect(),
         outlier: Some(v1::Outlier { consecutive_failures: 5, ..Default::default() }),
         breaker: Some(v1::Breaker { max_concurrent_requests: 100, ..Default::default() }),
@@ -86,9 +90,8 @@ fn snapshot(balancer: v1::Balancer) -> Snapshot {
 
 #[test]
 fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
-    for balancer in
-        [v1::Balancer::PeakEwma, v1::Balancer::LeastRequest, v1::Balancer::RoundRobin, v1::Balancer::Random]
-    {
+    use v1::Balancer::{LeastRequest, Maglev, PeakEwma, Random, RingHash, RoundRobin};
+    for balancer in [PeakEwma, LeastRequest, RoundRobin, Random, RingHash, Maglev] {
         let snapshot = snapshot(balancer);
         let service = &snapshot.services["shop/back:80"];
         let (metrics, headers) = (Metrics::new(), HeaderMap::new());
@@ -121,7 +124,7 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             let cluster = route::backend(route, &mut rng);
             let permit = cluster.breaker.request().unwrap();
             service.live.budget.deposit(&route.retry, Instant::now());
-            let mut load = balance::pick(cluster, &[], Instant::now(), &mut rng).unwrap();
+            let mut load = balance::pick(cluster, Some(7), &[], Instant::now(), &mut rng).unwrap();
             load.report(Outcome::Success { latency: Duration::from_millis(2) });
             record.destination.workload = Arc::clone(&load.endpoint.workload);
             metrics.request(&record);

@@ -13,7 +13,9 @@ pub fn mesh_service(resource: &MeshService) -> Vec<Problem> {
         spec.subsets.iter().enumerate().map(|(i, s)| (format!("spec.subsets[{i}].labels"), &s.labels));
     let weights = spec.balancer.iter().flat_map(|b| b.weights.iter().enumerate());
     let weights = weights.map(|(i, w)| (format!("spec.balancer.weights[{i}].labels"), &w.labels));
-    subsets.chain(weights).flat_map(|(field, labels)| bad_keys(field, labels)).collect()
+    let failover = spec.balancer.iter().flat_map(|b| b.failover.iter().enumerate());
+    let failover = failover.map(|(i, p)| (format!("spec.balancer.failover[{i}].labels"), &p.labels));
+    subsets.chain(weights).chain(failover).flat_map(|(field, labels)| bad_keys(field, labels)).collect()
 }
 
 /// Problems of a PeerAuthentication by itself: label keys.
@@ -77,6 +79,16 @@ mod tests {
         ]}));
         let fields: Vec<_> = traffic_policy(&bad).into_iter().map(|p| p.field).collect();
         assert_eq!(fields, ["spec.rules[1].match[1].path.regex", "spec.rules[1].match[1].headers[0].regex"]);
+    }
+
+    #[test]
+    fn a_bad_label_key_of_a_priority_is_named() {
+        let spec = json!({"target": {"service": "a"}, "balancer": {"failover": [{"labels": {"a b": "c"}}]}});
+        let problems = mesh_service(&MeshService::new("m", serde_json::from_value(spec).unwrap()));
+        assert_eq!(
+            problems.iter().map(|p| &*p.field).collect::<Vec<_>>(),
+            ["spec.balancer.failover[0].labels"]
+        );
     }
 
     #[test]

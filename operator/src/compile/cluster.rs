@@ -5,14 +5,12 @@ use std::net::SocketAddr;
 
 use weft_api::v1::{self, Source};
 use weft_crds::MeshServiceSpec;
-use weft_crds::mesh_service::BalancerPolicy;
 
+use super::balance;
 use super::endpoints::{self, Member};
 use crate::index::policy::InForce;
 use crate::index::space::Labels;
 use crate::index::{Index, Service, ServicePort, Space, selects};
-
-const DEFAULT_WEIGHT: u32 = 100;
 
 /// All clusters of one port of a Service, made from one reading of its endpoints.
 pub struct Maker<'a> {
@@ -60,19 +58,26 @@ impl<'a> Maker<'a> {
             sources.push(source("MeshService", described));
         }
         let members = self.members.values().filter(|m| chosen(m));
-        let endpoints =
-            members.map(|m| endpoints::compile(self.index, m, weight(spec, m), sources)).collect();
+        let endpoints = members.map(|m| {
+            let pod = m.pod.map(|pod| &**pod);
+            let mut endpoint = endpoints::compile(self.index, m, balance::weight(spec, pod), sources);
+            endpoint.priority = balance::priority(spec, pod);
+            endpoint
+        });
+        let endpoints = endpoints.collect();
         let connection = spec.and_then(|s| s.connection.as_ref());
-        v1::Cluster {
+        let mut cluster = v1::Cluster {
             name,
-            balancer: balancer(spec).into(),
             endpoints,
             breaker: Some(breaker(spec)),
             outlier: outlier(spec),
             connect_timeout_ms: connection.and_then(|c| c.connect_timeout).map_or(2_000, |d| d.as_millis()),
             idle_timeout_ms: connection.and_then(|c| c.idle_timeout).map_or(60_000, |d| d.as_millis()),
             max_requests_per_connection: connection.and_then(|c| c.max_requests).unwrap_or(0),
-        }
+            ..v1::Cluster::default()
+        };
+        balance::fill(&mut cluster, spec);
+        cluster
     }
 }
 
@@ -83,21 +88,6 @@ pub fn source<S>(kind: &str, in_force: &InForce<S>) -> Source {
         namespace: in_force.key.namespace.clone(),
         name: in_force.key.name.clone(),
         generation: in_force.generation,
-    }
-}
-
-fn weight(spec: Option<&MeshServiceSpec>, member: &Member<'_>) -> u32 {
-    let weights = spec.and_then(|s| s.balancer.as_ref()).map(|b| b.weights.as_slice()).unwrap_or_default();
-    let Some(pod) = member.pod else { return DEFAULT_WEIGHT };
-    weights.iter().find(|w| selects(&w.labels, &pod.labels)).map_or(DEFAULT_WEIGHT, |w| w.weight)
-}
-
-fn balancer(spec: Option<&MeshServiceSpec>) -> v1::Balancer {
-    match spec.and_then(|s| s.balancer.as_ref()).map(|b| b.policy).unwrap_or_default() {
-        BalancerPolicy::PeakEwma => v1::Balancer::PeakEwma,
-        BalancerPolicy::LeastRequest => v1::Balancer::LeastRequest,
-        BalancerPolicy::RoundRobin => v1::Balancer::RoundRobin,
-        BalancerPolicy::Random => v1::Balancer::Random,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod address;
 mod authentication;
+mod balance;
 mod cluster;
 mod endpoints;
 pub(crate) mod limits;

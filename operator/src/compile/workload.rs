@@ -56,6 +56,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         port_service: port_service.into_iter().map(|(port, (_, name))| (port, name)).collect(),
         inbound_rules: in_order(inbound_rules),
         outbound_policy: v1::OutboundPolicy::from(index.outbound_policy_of(pod)).into(),
+        ..v1::Workload::default()
     }
 }
 

@@ -95,7 +95,7 @@ fn update() -> v1::ToProxy {
                 identity: identity("shop", "back").to_string(),
                 pod: "back-1".to_owned(),
                 workload: "back".to_owned(),
-                zone: String::new(),
+                ..Default::default()
             }],
             breaker: Some(v1::Breaker { max_connections: 7, ..Default::default() }),
             connect_timeout_ms: 1000,

@@ -10,7 +10,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Admin;
 use crate::retry::RetryPolicy;
 use crate::route::{PathMatch, RequestMatch, Route, ValueMatch};
-use crate::snapshot::{Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Snapshot, Target, Workload};
+use crate::snapshot::{
+    Cluster, Endpoint, HashOn, MtlsMode, Probe, Protocol, Service, Snapshot, Target, Workload,
+};
 use crate::status::Status;
 use crate::tls::Tls;
 
@@ -99,6 +101,8 @@ fn view_workload(workload: &Workload) -> Value {
             Probe::Grpc(port, service) => json!({ "port": port, "grpc_service": service }),
         }).collect::<Vec<_>>(),
         "sources": sources(&workload.sources),
+        "zone": &*workload.zone,
+        "region": &*workload.region,
     })
 }
 
@@ -207,6 +211,20 @@ fn view_cluster(service: &Service, cluster: &Cluster) -> Value {
             })),
         })),
         "endpoints": cluster.endpoints.iter().map(|endpoint| view_endpoint(endpoint)).collect::<Vec<_>>(),
+        "hash": cluster.hash.as_ref().map(|on| match on {
+            HashOn::Header(name) => json!({ "header": name.as_str() }),
+            HashOn::Cookie { name, ttl } => json!({ "cookie": &**name, "ttl_ms": ttl.map(millis) }),
+            HashOn::SourceIp => json!("source-ip"),
+            HashOn::Query(name) => json!({ "query": &**name }),
+        }),
+        "slow_start": cluster.slow_start.map(|slow| json!({
+            "window_ms": millis(slow.window),
+            "aggression": slow.aggression,
+        })),
+        "locality": cluster.locality.map(|locality| format!("{locality:?}")),
+        "panic_threshold": cluster.panic_threshold,
+        // What each tier gets, of 1; empty when there is one only.
+        "tiers": cluster.plan.loads(),
     })
 }
 
@@ -219,6 +237,8 @@ fn view_endpoint(endpoint: &Endpoint) -> Value {
         "pod": &*endpoint.pod,
         "workload": &*endpoint.workload,
         "zone": &*endpoint.zone,
+        "region": &*endpoint.region,
+        "priority": endpoint.priority,
         "in_flight": endpoint.live.in_flight(),
         "ewma_ms": endpoint.live.latency().map(|latency| latency.as_secs_f64() * 1e3),
         // Milliseconds left; 0: it waits for the request that tries it.

@@ -9,8 +9,18 @@ use rand::rngs::SmallRng;
 use std::collections::HashMap;
 use weft_api::v1;
 
-const ALL: [v1::Balancer; 4] =
-    [v1::Balancer::PeakEwma, v1::Balancer::LeastRequest, v1::Balancer::RoundRobin, v1::Balancer::Random];
+mod keys;
+mod order;
+mod simulation;
+
+const ALL: [v1::Balancer; 6] = [
+    v1::Balancer::PeakEwma,
+    v1::Balancer::LeastRequest,
+    v1::Balancer::RoundRobin,
+    v1::Balancer::Random,
+    v1::Balancer::RingHash,
+    v1::Balancer::Maglev,
+];
 
 fn address(i: usize) -> SocketAddr {
     format!("10.0.{}.{}:80", i / 250, i % 250 + 1).parse().unwrap()
@@ -20,6 +30,7 @@ fn updated(snapshot: &Snapshot, balancer: v1::Balancer, weights: &[u32], percent
     let mut message = service(&[]);
     let cluster = &mut message.clusters[0];
     cluster.balancer = balancer.into();
+    cluster.hash = Some(v1::Hash { key: Some(v1::hash::Key::SourceIp(true)), ring_points: 0 });
     cluster.endpoints =
         weights.iter().enumerate().map(|(i, w)| endpoint(&address(i).to_string(), *w)).collect();
     cluster.outlier.as_mut().unwrap().max_ejected_percent = percent;
@@ -40,16 +51,20 @@ fn rng() -> SmallRng {
 
 /// One request after the other, none at the same time.
 fn spread(cluster: &Arc<Cluster>, n: usize) -> Vec<u32> {
-    let (mut rng, now) = (rng(), Instant::now());
+    spread_at(cluster, n, Instant::now())
+}
+
+fn spread_at(cluster: &Arc<Cluster>, n: usize, now: Instant) -> Vec<u32> {
+    let mut rng = rng();
     let mut counts: HashMap<SocketAddr, u32> = HashMap::new();
     for _ in 0..n {
-        *counts.entry(pick(cluster, &[], now, &mut rng).unwrap().endpoint.addr).or_default() += 1;
+        *counts.entry(pick(cluster, None, &[], now, &mut rng).unwrap().endpoint.addr).or_default() += 1;
     }
     cluster.endpoints.iter().map(|e| counts.get(&e.addr).copied().unwrap_or(0)).collect()
 }
 
 fn eject(cluster: &Arc<Cluster>, i: usize, now: Instant) {
-    pinned(cluster, &cluster.endpoints[i], now).finish(Outcome::Failure(Failure::Connect)).unwrap();
+    pinned(cluster, &cluster.endpoints[i], now).report_at(Outcome::Failure(Failure::Connect), now).unwrap();
 }
 
 #[test]
@@ -79,7 +94,7 @@ fn round_robin_is_exact_with_two_workers_at_once() {
                 scope.spawn(|| {
                     let mut rng = rng();
                     (0..6000)
-                        .map(|_| pick(&cluster, &[], now, &mut rng).unwrap().endpoint.addr)
+                        .map(|_| pick(&cluster, None, &[], now, &mut rng).unwrap().endpoint.addr)
                         .collect::<Vec<_>>()
                 })
             })
@@ -106,7 +121,7 @@ fn weight_0_is_used_only_when_nothing_else_is_left() {
         assert_eq!(spread(&cluster, 500), [0, 500, 0]);
         let (now, mut rng) = (Instant::now(), rng());
         for _ in 0..100 {
-            let load = pick(&cluster, &[address(1)], now, &mut rng).unwrap();
+            let load = pick(&cluster, None, &[address(1)], now, &mut rng).unwrap();
             assert_ne!(load.endpoint.addr, address(1));
         }
         eject(&cluster, 1, now);
@@ -122,7 +137,7 @@ fn weight_0_is_used_only_when_nothing_else_is_left() {
 #[test]
 fn an_empty_cluster_has_no_healthy_endpoint() {
     for balancer in ALL {
-        let picked = pick(&cluster(balancer, &[]), &[], Instant::now(), &mut rng());
+        let picked = pick(&cluster(balancer, &[]), None, &[], Instant::now(), &mut rng());
         assert_eq!(picked.err(), Some(Reason::NoHealthyEndpoint));
     }
 }
@@ -133,9 +148,9 @@ fn tried_ones_are_avoided_until_nothing_else_is_left() {
         let cluster = cluster(balancer, &[100, 100]);
         let (now, mut rng) = (Instant::now(), rng());
         for _ in 0..200 {
-            assert_eq!(pick(&cluster, &[address(0)], now, &mut rng).unwrap().endpoint.addr, address(1));
+            assert_eq!(pick(&cluster, None, &[address(0)], now, &mut rng).unwrap().endpoint.addr, address(1));
         }
-        assert!(pick(&cluster, &[address(0), address(1)], now, &mut rng).is_ok());
+        assert!(pick(&cluster, None, &[address(0), address(1)], now, &mut rng).is_ok());
     }
 }
 
@@ -152,14 +167,14 @@ fn when_all_are_out_all_are_used() {
         let counts = spread(&cluster, 900);
         assert!(counts.iter().all(|&n| n > 200), "{balancer:?} {counts:?}");
         // A success of one brings that one back, and then it takes everything.
-        let load = pick(&cluster, &[], now, &mut rng()).unwrap();
+        let load = pick(&cluster, None, &[], now, &mut rng()).unwrap();
         let back = load.endpoint.addr;
         assert_eq!(
             load.finish(Outcome::Success { latency: Duration::from_millis(1) }),
             Some(Verdict::Returned)
         );
         for _ in 0..100 {
-            assert_eq!(pick(&cluster, &[], now, &mut rng()).unwrap().endpoint.addr, back);
+            assert_eq!(pick(&cluster, None, &[], now, &mut rng()).unwrap().endpoint.addr, back);
         }
     }
 }
@@ -173,7 +188,7 @@ fn a_due_endpoint_gets_one_probe_at_a_time_and_then_its_share() {
         let (mut rng, now) = (rng(), begin + Duration::from_millis(1100));
         let mut probes = Vec::new();
         for _ in 0..400 {
-            let load = pick(&cluster, &[], now, &mut rng).unwrap();
+            let load = pick(&cluster, None, &[], now, &mut rng).unwrap();
             if load.endpoint.addr == address(0) {
                 probes.push(load);
             }
@@ -193,7 +208,7 @@ fn a_dropped_probe_makes_room_for_the_next() {
     let (mut rng, now) = (rng(), begin + Duration::from_millis(1100));
     let mut probe = || {
         (0..200)
-            .map(|_| pick(&cluster, &[], now, &mut rng).unwrap())
+            .map(|_| pick(&cluster, None, &[], now, &mut rng).unwrap())
             .find(|load| load.endpoint.addr == address(0))
             .unwrap()
     };
@@ -208,10 +223,13 @@ fn a_retry_is_no_probe_while_a_healthy_one_is_left() {
     eject(&cluster, 0, begin);
     let (mut rng, now) = (rng(), begin + Duration::from_secs(5));
     for _ in 0..200 {
-        assert_eq!(pick(&cluster, &[address(1)], now, &mut rng).unwrap().endpoint.addr, address(2));
+        assert_eq!(pick(&cluster, None, &[address(1)], now, &mut rng).unwrap().endpoint.addr, address(2));
     }
     // But rather a probe than one that has just failed this very request.
-    assert_eq!(pick(&cluster, &[address(1), address(2)], now, &mut rng).unwrap().endpoint.addr, address(0));
+    assert_eq!(
+        pick(&cluster, None, &[address(1), address(2)], now, &mut rng).unwrap().endpoint.addr,
+        address(0)
+    );
 }
 
 #[test]
@@ -227,7 +245,7 @@ fn requests_in_flight_are_shared_by_weight() {
     for balancer in [v1::Balancer::LeastRequest, v1::Balancer::PeakEwma] {
         let cluster = cluster(balancer, &[100, 300]);
         let (mut rng, now) = (rng(), Instant::now());
-        let held: Vec<_> = (0..400).map(|_| pick(&cluster, &[], now, &mut rng).unwrap()).collect();
+        let held: Vec<_> = (0..400).map(|_| pick(&cluster, None, &[], now, &mut rng).unwrap()).collect();
         let light = cluster.endpoints[0].live.in_flight();
         assert!((80..=120).contains(&light), "{balancer:?}: {light} of {}", held.len());
     }
@@ -238,7 +256,7 @@ async fn serve(cluster: &Arc<Cluster>, n: usize, latency: impl Fn(usize) -> u64)
     let mut rng = rng();
     let mut counts = vec![0; cluster.endpoints.len()];
     for _ in 0..n {
-        let load = pick(cluster, &[], Instant::now(), &mut rng).unwrap();
+        let load = pick(cluster, None, &[], Instant::now(), &mut rng).unwrap();
         let i = cluster.endpoints.iter().position(|e| e.addr == load.endpoint.addr).unwrap();
         counts[i] += 1;
         let latency = Duration::from_millis(latency(i));
@@ -289,7 +307,7 @@ async fn a_new_endpoint_gets_its_share_from_the_start_and_no_more() {
     serve(&cluster_of(&snapshot), 200, |_| 50).await;
     let cluster = cluster_of(&updated(&snapshot, v1::Balancer::PeakEwma, &[100; 3], 50));
     let (mut rng, now) = (rng(), Instant::now());
-    let held: Vec<_> = (0..300).map(|_| pick(&cluster, &[], now, &mut rng).unwrap()).collect();
+    let held: Vec<_> = (0..300).map(|_| pick(&cluster, None, &[], now, &mut rng).unwrap()).collect();
     let new = cluster.endpoints[2].live.in_flight();
     assert!((60..=140).contains(&new), "{new} of {}", held.len());
 }
@@ -298,6 +316,8 @@ async fn a_new_endpoint_gets_its_share_from_the_start_and_no_more() {
 fn an_outlier_that_was_switched_off_ejects_nobody() {
     let mut message = service(&["10.0.0.1:80", "10.0.0.2:80"]);
     message.clusters[0].outlier = None;
+    // It looks at nothing but ejections.
+    message.clusters[0].balancer = v1::Balancer::Random.into();
     let snapshot =
         applied(&Snapshot::default(), &v1::ToProxy { services: vec![message], ..Default::default() });
     let cluster = cluster_of(&snapshot);
@@ -351,7 +371,7 @@ proptest! {
                             .filter(|e| e.live.ejected().is_none() && !tried.contains(&e.addr))
                             .map(|e| (e.addr, e.weight))
                             .collect();
-                        let Ok(load) = pick(&cluster, &tried, now, &mut rng) else {
+                        let Ok(load) = pick(&cluster, None, &tried, now, &mut rng) else {
                             assert!(cluster.endpoints.is_empty());
                             continue;
                         };

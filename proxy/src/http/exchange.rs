@@ -34,6 +34,8 @@ pub(crate) struct Exchange {
     pub(crate) record: RequestRecord,
     /// The request's body.
     pub(crate) body: Source,
+    /// That the client gets with the response.
+    pub(crate) cookie: Option<HeaderValue>,
     load: Option<Load>,
     held: Option<Held>,
     permit: Option<Permit>,
@@ -83,6 +85,7 @@ impl Exchange {
             started: Instant::now(),
             record,
             body: Source::empty(),
+            cookie: None,
             load: None,
             held: None,
             permit: None,
@@ -136,11 +139,11 @@ impl Exchange {
         }
     }
 
-    /// The endpoint has answered, at this moment.
-    pub(crate) fn succeeded(&mut self, at: Instant) {
+    /// The endpoint has answered, at this moment; perhaps that it takes no more for now.
+    pub(crate) fn answered(&mut self, refuses: bool, at: Instant) {
         if let Some(load) = &self.load {
             let latency = at.saturating_duration_since(load.started());
-            self.report(Outcome::Success { latency });
+            self.report(if refuses { Outcome::Refused } else { Outcome::Success { latency } });
         }
     }
 

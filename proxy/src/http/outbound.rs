@@ -6,9 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::header::SET_COOKIE;
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use rand::Rng;
 use tokio::time::{Instant, sleep, timeout_at};
 use weft_api::Reason;
 
@@ -18,7 +20,7 @@ use super::exchange::{Answer, Exchange, Served};
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, hold, pushback, upgrade};
-use crate::balance::{self, Outcome};
+use crate::balance::{self, Outcome, hash};
 use crate::breaker::Permit;
 use crate::error::{Error, Side};
 use crate::metrics::Retried;
@@ -26,9 +28,12 @@ use crate::outlier;
 use crate::record::{Direction, Party};
 use crate::retry::{self, Attempt, Failed, GRPC_UNAVAILABLE, Pushback, RetryPolicy};
 use crate::route::{self, Route};
-use crate::snapshot::{Cluster, Endpoint, Service, Target};
+use crate::snapshot::{Cluster, Endpoint, HashOn, Service, Target};
 use crate::store::Lease;
 use crate::worker::Worker;
+
+/// Source: gRPC's statuscodes.md.
+const GRPC_RESOURCE_EXHAUSTED: u16 = 8;
 
 /// A connection of the own application to a destination of the mesh.
 pub(crate) struct Outbound {
@@ -106,6 +111,10 @@ impl Outbound {
         }
         service.live.budget.deposit(&route.retry, exchange.started());
 
+        let key = match &cluster.hash {
+            Some(on) if pinned.is_none() => self.key(&mut exchange, on, &request),
+            _ => None,
+        };
         let (template, upgrade) = self.template(&mut exchange, request, wire, route);
         let deadline = route.timeout.map(|timeout| exchange.started() + timeout);
         let mut tried = Vec::new();
@@ -113,7 +122,7 @@ impl Outbound {
         loop {
             let load = match pinned {
                 Some(endpoint) => Ok(balance::pinned(cluster, endpoint, Instant::now())),
-                None => self.worker.with_rng(|rng| balance::pick(cluster, &tried, Instant::now(), rng)),
+                None => self.worker.with_rng(|rng| balance::pick(cluster, key, &tried, Instant::now(), rng)),
             };
             let load = match load {
                 Ok(load) => load,
@@ -137,7 +146,7 @@ impl Outbound {
             let (failed, stands) = match sent {
                 Ok(answer) => match judge(&answer, exchange.record.mtls, &route.retry) {
                     None => {
-                        exchange.succeeded(came);
+                        exchange.answered(refuses(&answer), came);
                         return self.respond(exchange, answer, upgrade, deadline);
                     }
                     Some((failed, Some(failure))) => {
@@ -145,7 +154,7 @@ impl Outbound {
                         (Some(failed), Stands::Answer(answer))
                     }
                     Some((failed, None)) => {
-                        exchange.succeeded(came);
+                        exchange.answered(refuses(&answer), came);
                         (Some(failed), Stands::Answer(answer))
                     }
                 },
@@ -177,6 +186,19 @@ impl Outbound {
             exchange.record.retries += 1;
             tried.push(to.addr());
             sleep(wait).await;
+        }
+    }
+
+    /// What the request is hashed by. A client without the cookie gets one with the response.
+    fn key(&self, exchange: &mut Exchange, on: &HashOn, request: &Request<Incoming>) -> Option<u64> {
+        let found = hash::key(on, request.uri(), request.headers(), self.client.ip());
+        match (on, found) {
+            (HashOn::Cookie { name, ttl }, None) => {
+                let (key, cookie) = hash::issue(name, *ttl, self.worker.with_rng(Rng::random));
+                exchange.cookie = cookie;
+                Some(key)
+            }
+            _ => found,
         }
     }
 
@@ -275,11 +297,14 @@ impl Outbound {
 
     fn respond(
         &self,
-        exchange: Box<Exchange>,
+        mut exchange: Box<Exchange>,
         mut answer: Answer,
         upgrade: Option<OnUpgrade>,
         deadline: Option<Instant>,
     ) -> Response<Served> {
+        if let Some(cookie) = exchange.cookie.take() {
+            answer.response.headers_mut().append(SET_COOKIE, cookie);
+        }
         if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match upgrade {
                 Some(client) => upgrade::switch(&self.worker, exchange, client, answer.response),
@@ -347,6 +372,14 @@ fn judge(answer: &Answer, mtls: bool, policy: &RetryPolicy) -> Option<(Failed, O
         GRPC_UNAVAILABLE => Some((Failed::Grpc(GRPC_UNAVAILABLE), Some(outlier::Failure::Gateway))),
         status => policy.wants_grpc(status).then_some((Failed::Grpc(status), None)),
     }
+}
+
+/// Whether an answer that is no failure says that its endpoint takes no more for now.
+fn refuses(answer: &Answer) -> bool {
+    let trailers = answer.first.as_ref().and_then(|first| first.trailers_ref());
+    let headers = trailers.unwrap_or(answer.response.headers());
+    answer.response.status() == StatusCode::TOO_MANY_REQUESTS
+        || headers::grpc_status(headers) == Some(GRPC_RESOURCE_EXHAUSTED)
 }
 
 /// What a try without a response says of its endpoint.

@@ -7,13 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
+use tokio::time::Instant;
 use weft_api::v1;
 
 use super::parse::{self, Invalid};
 use super::{
     Cluster, ClusterLive, Endpoint, EndpointLive, HealthChanges, Service, ServiceLive, Snapshot, Target,
-    service_of,
+    Workload, service_of,
 };
+use crate::balance::table::{Kind, Share, Table};
+use crate::balance::tiers::Place;
 use crate::breaker::{Breaker, Limits};
 
 impl Snapshot {
@@ -45,13 +48,17 @@ impl Snapshot {
 
         let mut carried = Carried::default();
         let mut changed = HashSet::new();
-        for message in &update.services {
+        // Who has come to know where it is sees its endpoints in another order.
+        let reread = if next.place() == self.place() { Vec::new() } else { self.by_place() };
+        let services = reread.iter().map(|message| (&**message, true));
+        for (message, anew) in services.chain(update.services.iter().map(|message| (message, false))) {
             let fingerprint = fingerprint(message);
-            if self.services.get(message.key.as_str()).is_some_and(|last| last.fingerprint == fingerprint) {
+            let last = self.services.get(message.key.as_str());
+            if !anew && last.is_some_and(|last| last.fingerprint == fingerprint) {
                 continue;
             }
             // Only now: most updates change no service.
-            carried.fill(self);
+            carried.fill(self, next.workload.as_ref());
             match parse::service(message, fingerprint, &mut carried) {
                 Ok(service) => {
                     changed.insert(Arc::clone(&service.key));
@@ -76,6 +83,16 @@ impl Snapshot {
             }
         }
         (next, rejections)
+    }
+
+    /// Where the own pod is.
+    fn place(&self) -> Option<(&Arc<str>, &Arc<str>)> {
+        self.workload.as_ref().map(|own| (&own.zone, &own.region))
+    }
+
+    /// The messages of services whose endpoints are ordered by nearness.
+    fn by_place(&self) -> Vec<Arc<v1::Service>> {
+        self.services.values().filter_map(|service| service.message.clone()).collect()
     }
 
     /// Points addresses to the new versions of their services. A pinned endpoint that has gone stays as it was until the
@@ -126,14 +143,21 @@ pub(super) struct Carried {
     // A subset's endpoint is the same as the whole service's; another pod at the address of an earlier one is not.
     endpoints: HashMap<EndpointKey, Arc<EndpointLive>>,
     health: HealthChanges,
+    workload: Option<Arc<Workload>>,
+    /// When this update was taken; services that were known before it; the tables of their clusters.
+    now: Option<Instant>,
+    known: HashSet<Box<str>>,
+    tables: HashMap<Arc<str>, Vec<Arc<Table>>>,
 }
 
 impl Carried {
-    fn fill(&mut self, last: &Snapshot) {
+    fn fill(&mut self, last: &Snapshot, workload: Option<&Arc<Workload>>) {
         if std::mem::replace(&mut self.filled, true) {
             return;
         }
         self.health = last.health.clone();
+        self.workload = workload.cloned();
+        self.now = Some(Instant::now());
         for service in last.services.values() {
             self.services.insert(Arc::clone(&service.key), Arc::clone(&service.live));
             for cluster in &service.clusters {
@@ -143,6 +167,11 @@ impl Carried {
     }
 
     fn keep(&mut self, cluster: &Cluster) {
+        self.known.insert(service_of(&cluster.name).into());
+        if cluster.hash.is_some() {
+            let tables = cluster.plan.tables().map(Arc::clone).collect();
+            self.tables.insert(Arc::clone(&cluster.name), tables);
+        }
         self.clusters
             .insert(Arc::clone(&cluster.name), (Arc::clone(&cluster.breaker), Arc::clone(&cluster.live)));
         for endpoint in &cluster.endpoints {
@@ -168,8 +197,23 @@ impl Carried {
     }
 
     pub(super) fn endpoint(&mut self, cluster: &str, addr: SocketAddr, pod: &str) -> Arc<EndpointLive> {
+        let service = service_of(cluster);
+        // Of a service that is new itself, nothing is newer than the rest.
+        let since = self.now.filter(|_| self.known.contains(service));
         let health = &self.health;
-        let key = (service_of(cluster).into(), addr, pod.into());
-        Arc::clone(self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointLive::new(health))))
+        let key = (service.into(), addr, pod.into());
+        Arc::clone(self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointLive::new(health, since))))
+    }
+
+    /// Where the own pod is.
+    pub(super) fn here(&self) -> Place<'_> {
+        self.workload
+            .as_deref()
+            .map_or_else(Place::default, |own| Place { zone: &own.zone, region: &own.region })
+    }
+
+    /// A table of the cluster's last version that is the same.
+    pub(super) fn table(&self, cluster: &str, kind: Kind, shares: &[Share]) -> Option<Arc<Table>> {
+        self.tables.get(cluster)?.iter().find(|table| table.is_of(kind, shares)).cloned()
     }
 }

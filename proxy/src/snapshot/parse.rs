@@ -11,13 +11,13 @@ use regex::{Regex, RegexBuilder};
 use weft_api::{Identity, v1};
 
 use super::apply::Carried;
-use super::{Balancer, Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
-use crate::balance::weights::Weights;
+use super::{Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
 use crate::breaker::Limits;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
 use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
 
+mod balance;
 mod limits;
 
 pub(super) use limits::limits;
@@ -84,6 +84,8 @@ pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
             Ok(v1::OutboundPolicy::RegisteredOnly) => true,
             Err(_) => return Err(unknown("outbound_policy", message.outbound_policy)),
         },
+        zone: message.zone.as_str().into(),
+        region: message.region.as_str().into(),
     })
 }
 
@@ -138,6 +140,7 @@ pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Car
     if !routes.last().is_some_and(|last| last.matches.is_empty()) {
         return Err(Invalid::new("routes", "the last one must match everything"));
     }
+    let kept = clusters.iter().any(|cluster| cluster.locality.is_some());
     Ok(Service {
         namespace: required("namespace", &message.namespace)?.into(),
         name: required("name", &message.name)?.into(),
@@ -151,6 +154,7 @@ pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Car
         live: carried.service(&key),
         key,
         fingerprint,
+        message: kept.then(|| Arc::new(message.clone())),
     })
 }
 
@@ -161,19 +165,13 @@ fn find(clusters: &[Arc<Cluster>], name: &str) -> Result<Arc<Cluster>> {
 
 fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
     let name: Arc<str> = required("name", &message.name)?.into();
-    let balancer = match v1::Balancer::try_from(message.balancer) {
-        Ok(v1::Balancer::PeakEwma) => Balancer::PeakEwma,
-        Ok(v1::Balancer::LeastRequest) => Balancer::LeastRequest,
-        Ok(v1::Balancer::RoundRobin) => Balancer::RoundRobin,
-        Ok(v1::Balancer::Random) => Balancer::Random,
-        Err(_) => return Err(unknown("balancer", message.balancer)),
-    };
+    let balancer = balance::balancer(message)?;
     let endpoints = list("endpoints", &message.endpoints, |e| endpoint(e, &name, carried).map(Arc::new))?;
-    let weights: Vec<u32> = endpoints.iter().map(|e| e.weight).collect();
     let (breaker, live) = carried.cluster(&name, breaker(message.breaker.as_ref()));
+    let locality = balance::locality(message.locality)?;
+    let plan = balance::plan(&name, message, balancer, locality, &endpoints, carried)?;
     Ok(Cluster {
         balancer,
-        weights: Weights::new(&weights),
         endpoints,
         breaker,
         outlier: message.outlier.as_ref().and_then(outlier),
@@ -182,6 +180,11 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
         max_requests_per_connection: unless_zero(message.max_requests_per_connection),
         live,
         name,
+        hash: balance::hash(balancer, message)?,
+        slow_start: message.slow_start.as_ref().and_then(balance::slow_start),
+        locality,
+        panic_threshold: message.panic_threshold_percent.min(100),
+        plan,
     })
 }
 
@@ -238,6 +241,8 @@ fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Res
         pod: message.pod.as_str().into(),
         workload: message.workload.as_str().into(),
         zone: message.zone.as_str().into(),
+        region: message.region.as_str().into(),
+        priority: balance::priority(message.priority)?,
         live: carried.endpoint(cluster, addr, &message.pod),
     })
 }

@@ -11,7 +11,7 @@ pub(crate) fn endpoint(address: &str, weight: u32) -> v1::Endpoint {
         identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
         pod: "back-0".into(),
         workload: "back".into(),
-        zone: String::new(),
+        ..Default::default()
     }
 }
 
@@ -443,4 +443,41 @@ fn the_service_in_a_clusters_name() {
     assert_eq!(service_of("shop/back:80/v1"), "shop/back:80");
     assert_eq!(service_of("shop/back:80"), "shop/back:80");
     assert_eq!(service_of("odd"), "odd");
+}
+
+#[test]
+fn balancing_that_makes_no_sense_is_rejected_with_a_sentence() {
+    use v1::hash::Key;
+    let hashed = |key| {
+        let mut service = service(&["10.0.0.1:8080"]);
+        service.clusters[0].balancer = v1::Balancer::RingHash.into();
+        service.clusters[0].hash = Some(v1::Hash { key, ring_points: 0 });
+        service
+    };
+    let mut keyless = hashed(None);
+    keyless.clusters[0].hash = None;
+    let mut far = service(&["10.0.0.1:8080"]);
+    far.clusters[0].endpoints[0].priority = 64;
+    let mut lost = service(&["10.0.0.1:8080"]);
+    lost.clusters[0].locality = 9;
+    let cookie = v1::HashCookie { name: "a=b".into(), ttl_ms: 0 };
+    for (bad, message) in [
+        (keyless, "clusters[0].hash: RingHash needs a key to hash by"),
+        (hashed(None), "clusters[0].hash: RingHash needs a key to hash by"),
+        (
+            hashed(Some(Key::Header("a b".into()))),
+            "clusters[0].hash.header: `a b` is not the name of a header",
+        ),
+        (
+            hashed(Some(Key::Cookie(cookie))),
+            "clusters[0].hash.cookie.name: `a=b` is not the name of a cookie",
+        ),
+        (hashed(Some(Key::Query(String::new()))), "clusters[0].hash.query: is empty"),
+        (far, "clusters[0].endpoints[0].priority: 64 is not below 64"),
+        (lost, "clusters[0].locality: 9 is not a value that this proxy knows"),
+    ] {
+        let (next, rejection) = rejected(&Snapshot::default(), &of_services(vec![bad]));
+        assert_eq!(rejection.message, message);
+        assert!(next.services.is_empty());
+    }
 }

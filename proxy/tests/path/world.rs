@@ -255,7 +255,7 @@ pub fn service(endpoints: &[SocketAddr], account: Option<&str>) -> v1::Service {
             identity: account.map(|account| identity(account).to_string()).unwrap_or_default(),
             pod: format!("back-{n}"),
             workload: "back".into(),
-            zone: String::new(),
+            ..Default::default()
         })
         .collect();
     let cluster = v1::Cluster {

@@ -1,6 +1,7 @@
 //! What the compiled messages promise, from hand-fed indexes.
 
 mod addresses;
+mod balance;
 mod last_good;
 mod limits;
 mod order;
