@@ -5,11 +5,13 @@
 pub mod names;
 pub mod reason;
 pub mod spiffe;
+pub mod text;
 
 /// The generated protocol, see `proto/weft.proto`.
 #[allow(missing_docs, clippy::all, rust_2018_idioms)]
 pub mod v1 {
     tonic::include_proto!("weft.v1");
+    include!(concat!(env!("OUT_DIR"), "/names.rs"));
 }
 
 pub use reason::Reason;

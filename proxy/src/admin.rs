@@ -19,11 +19,11 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use weft_api::Reason;
+use weft_api::{Identity, Reason};
 
 use crate::logging::LogLevel;
 use crate::metrics::{self, Metrics};
-use crate::settings::Settings;
+use crate::settings::Pod;
 use crate::status::Status;
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
@@ -43,8 +43,12 @@ const MAX_FILTER: usize = 4096;
 
 /// What the endpoints read.
 pub struct Admin {
-    /// Start-up configuration.
-    pub settings: Arc<Settings>,
+    /// The own pod; of a proxy by itself, a name and no address.
+    pub pod: Pod,
+    /// Who this workload is.
+    pub identity: Identity,
+    /// Whether it is ready with a certificate only.
+    pub certified: bool,
     /// Configuration in force.
     pub store: Arc<SnapshotStore>,
     /// The own certificate.
@@ -152,7 +156,8 @@ async fn live() -> &'static str {
 
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     // The first certificate counts: an expired one is in the metrics, and refusing all traffic would not renew it.
-    let missing = admin.status.missing(admin.tls.own().is_some(), admin.store.load().workload.is_some());
+    let certificate = !admin.certified || admin.tls.own().is_some();
+    let missing = admin.status.missing(certificate, admin.store.load().workload.is_some());
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(serde_json::json!({ "ready": missing.is_empty(), "missing": missing }))).into_response()
 }
@@ -213,7 +218,7 @@ async fn probe_tcp(State(admin): State<Arc<Admin>>, Path(port): Path<String>) ->
     let Ok(_permit) = admin.probes.try_acquire() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many probes at a time\n").into_response();
     };
-    match timeout(PROBE_TIMEOUT, any_accepts(&admin.settings.pod.ips, port)).await {
+    match timeout(PROBE_TIMEOUT, any_accepts(&admin.pod.ips, port)).await {
         Ok(Ok(())) => (StatusCode::OK, "connected\n").into_response(),
         Ok(Err(error)) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("port {port}: {error}\n")).into_response()

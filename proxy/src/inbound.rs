@@ -22,7 +22,7 @@ use crate::hello::ClientHello;
 use crate::http::exchange::Exchange;
 use crate::http::inbound::{Inbound, Peer};
 use crate::http::{Wire, headers, server};
-use crate::original_dst::canonical;
+use crate::original_dst::{OriginalDst, canonical};
 use crate::prefixed::Prefixed;
 use crate::proxy::peer_party;
 use crate::record::{Direction, Party};
@@ -47,9 +47,14 @@ const ONLY_HTTP: &str =
     "this port has a rate limit, and the client does not speak HTTP that could be counted";
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr) {
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    mut client: TcpStream,
+    peer: SocketAddr,
+    original_dst: &OriginalDst,
+) {
     let (accepted, peer) = (Instant::now(), canonical(peer));
-    let original = match worker.proxy.original_dst.of(&client, Direction::Inbound) {
+    let original = match original_dst.of(&client, Direction::Inbound) {
         Ok(original) => original,
         Err(e) => {
             let detail = e.to_string();
@@ -229,7 +234,7 @@ impl Connection<'_> {
             Peer::Outside => Party::default(),
         };
         let handler = Inbound { worker: Rc::clone(worker), client: address, original, peer };
-        let served = server::serve(client, wire, Rc::new(handler), Some(&worker.drain)).await;
+        let served = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Inbound)).await;
         if let Err(e) = served {
             let own = worker.proxy.party(&worker.proxy.store.load());
             Exchange::unread(&worker.proxy, Direction::Inbound, address, [source, own], &e);

@@ -1,5 +1,5 @@
 //! The data plane of Weft. `inbound` and `outbound` are the two paths of a connection; every other module is one
-//! step of them, and steps do not know each other. It never talks to Kubernetes, only to the operator.
+//! step of them, and steps do not know each other. It never talks to Kubernetes, only to the operator, or is told by a file.
 
 pub mod access_log;
 pub mod admin;
@@ -11,11 +11,13 @@ pub mod connect;
 pub mod control;
 pub mod detect;
 pub mod dial;
+pub mod dns;
 pub mod error;
 mod ewma;
 pub mod forward;
 #[cfg(test)]
 mod fuzz;
+pub mod handover;
 pub mod hello;
 pub mod http;
 pub mod identity;
@@ -38,6 +40,7 @@ pub mod run;
 pub mod settings;
 mod silence;
 pub mod snapshot;
+pub mod standalone;
 pub mod status;
 pub mod store;
 mod tcp;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::thread;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::original_dst::OriginalDst;
 use crate::proxy::Proxy;
 use crate::record::Direction;
 use crate::worker::Worker;
@@ -41,6 +41,32 @@ pub struct Bound {
     pub inbound: SocketAddr,
 }
 
+/// What tells listeners apart: which way, and the configured address.
+pub type Key = (Direction, SocketAddr);
+
+/// One socket of a listener; each worker has one of its own.
+#[derive(Debug)]
+pub struct Listening {
+    /// Which listener.
+    pub key: Key,
+    /// Where its connections are going.
+    pub original_dst: OriginalDst,
+    /// Listens already.
+    pub socket: std::net::TcpListener,
+}
+
+/// What a worker is told while it runs.
+#[derive(Debug)]
+pub enum Change {
+    /// Accepts on one more socket.
+    Open(Listening),
+    /// Accepts no more on a listener; its connections go on.
+    Close(Key),
+}
+
+/// Changes that wait for a worker at most.
+const CHANGES: usize = 256;
+
 /// Serves until drained. `bound` is called once all listeners accept connections. After `drain` no incoming connection
 /// is accepted any more and what is open is brought to its end; outgoing ones are served until nothing is open, or until
 /// `exit`, which closes whatever is left.
@@ -61,25 +87,49 @@ pub fn serve(
         outbound.push(bind(at.outbound.port(), listen.loopback)?);
         inbound.push(bind(at.inbound.port(), listen.loopback)?);
     }
+    let listening = |key: Key, socket: Socket| Listening {
+        key,
+        original_dst: proxy.original_dst.clone(),
+        socket: socket.into(),
+    };
+    let of_worker = |(outbound, inbound)| {
+        vec![
+            listening((Direction::Outbound, at.outbound), outbound),
+            listening((Direction::Inbound, at.inbound), inbound),
+        ]
+    };
+    let workers = outbound.into_iter().zip(inbound).map(of_worker).collect();
+    run(proxy, workers, |_| bound(at), drain, exit)
+}
+
+/// The same with sockets that are there already, a list for each worker. `started` gets the means to change them.
+///
+/// # Errors
+/// A thread could not be started.
+pub fn run(
+    proxy: &Arc<Proxy>,
+    workers: Vec<Vec<Listening>>,
+    started: impl FnOnce(Vec<mpsc::Sender<Change>>),
+    drain: &CancellationToken,
+    exit: &CancellationToken,
+) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(proxy.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let mut threads = Vec::new();
-    for (n, (outbound, inbound)) in outbound.into_iter().zip(inbound).enumerate() {
+    let (mut threads, mut controls) = (Vec::new(), Vec::new());
+    for (n, listeners) in workers.into_iter().enumerate() {
+        let (control, changes) = mpsc::channel(CHANGES);
+        controls.push(control);
         let (proxy, places) = (Arc::clone(proxy), Arc::clone(&places));
         let (drain, exit) = (drain.clone(), exit.clone());
         let run = move || -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
             runtime.block_on(async move {
-                let listeners = [
-                    (Direction::Outbound, TcpListener::from_std(outbound.into())?),
-                    (Direction::Inbound, TcpListener::from_std(inbound.into())?),
-                ];
-                Worker::new(proxy, drain).run(listeners, places, exit).await;
+                Worker::new(proxy, drain).run(listeners, changes, places, exit).await;
                 Ok(())
             })
         };
         threads.push(thread::Builder::new().name(format!("worker-{n}")).spawn(run)?);
     }
-    bound(at);
+    started(controls);
     let mut result = Ok(());
     for thread in threads {
         let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
@@ -106,7 +156,8 @@ fn bind(port: u16, loopback: bool) -> io::Result<Socket> {
     })
 }
 
-fn bind_to(addr: SocketAddr) -> io::Result<Socket> {
+/// Listens at an address, together with whoever of the same user does so too.
+pub(crate) fn bind_to(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;

@@ -63,6 +63,7 @@ pub struct Metrics {
     config_version: Gauge<i64, AtomicI64>,
     config_rejections: Counter,
     operator_connected: Gauge,
+    config_files_refused: Counter,
 }
 
 /// What became of the wish to retry.
@@ -171,6 +172,11 @@ impl Metrics {
                 &mut r,
                 "operator_connected",
                 "1 while the stream from the operator is up",
+            ),
+            config_files_refused: registered(
+                &mut r,
+                "config_files_refused",
+                "Times that a changed configuration file was not taken",
             ),
             registry: Registry::default(),
         };
@@ -326,6 +332,11 @@ impl Metrics {
     pub fn config_applied(&self, version: u64, rejections: usize) {
         self.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
         self.config_rejections.inc_by(rejections as u64);
+    }
+
+    /// A changed configuration file was not taken.
+    pub fn config_file_refused(&self) {
+        self.config_files_refused.inc();
     }
 
     /// Whether the stream from the operator is up.

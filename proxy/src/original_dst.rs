@@ -1,11 +1,13 @@
 //! Where a redirected connection was going: first step of both paths. The kernel's connection tracking knows
 //! (`SO_ORIGINAL_DST`, linux/netfilter_ipv4.h; `IP6T_SO_ORIGINAL_DST`). It never guesses: without an answer, or when the
 //! answer is the listener itself, the connection was not redirected but called directly, and following it would loop.
+//! Without redirection (static mode) the listener says it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -22,6 +24,9 @@ pub enum OriginalDst {
     Kernel,
     /// Stated, where nothing is redirected: tests.
     Stated(Arc<State>),
+    /// What the listener is for: its own address outbound, the application's inbound. Nothing: its name has not been
+    /// resolved yet.
+    Listener(Arc<ArcSwapOption<SocketAddr>>),
 }
 
 impl std::fmt::Debug for OriginalDst {
@@ -29,6 +34,7 @@ impl std::fmt::Debug for OriginalDst {
         f.write_str(match self {
             Self::Kernel => "Kernel",
             Self::Stated(_) => "Stated",
+            Self::Listener(_) => "Listener",
         })
     }
 }
@@ -43,6 +49,11 @@ impl OriginalDst {
         let original = match self {
             Self::Kernel => kernel(stream, local)?,
             Self::Stated(state) => state(stream, direction)?,
+            Self::Listener(destination) => {
+                let unknown =
+                    || io::Error::new(io::ErrorKind::NotFound, "the application's name is not resolved");
+                return destination.load().as_deref().copied().ok_or_else(unknown);
+            }
         };
         let original = canonical(original);
         if original == local {
@@ -87,6 +98,11 @@ mod tests {
         let (_client, server) = pair().await;
         let stated = OriginalDst::Stated(Arc::new(|_, _| Ok("[::ffff:10.1.2.3]:80".parse().unwrap())));
         assert_eq!(stated.of(&server, Direction::Inbound).unwrap(), "10.1.2.3:80".parse().unwrap());
+        let known = Arc::new(ArcSwapOption::empty());
+        let listener = OriginalDst::Listener(Arc::clone(&known));
+        assert_eq!(listener.of(&server, Direction::Inbound).unwrap_err().kind(), io::ErrorKind::NotFound);
+        known.store(Some(Arc::new("10.1.2.4:80".parse().unwrap())));
+        assert_eq!(listener.of(&server, Direction::Inbound).unwrap(), "10.1.2.4:80".parse().unwrap());
         let looping = OriginalDst::Stated(Arc::new(|stream, _| stream.local_addr()));
         assert!(looping.of(&server, Direction::Inbound).is_err());
     }

@@ -18,7 +18,7 @@ use crate::forward::Abort;
 use crate::http::exchange::Exchange;
 use crate::http::outbound::Outbound;
 use crate::http::{Wire, server};
-use crate::original_dst::canonical;
+use crate::original_dst::{OriginalDst, canonical};
 use crate::prefixed::Prefixed;
 use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
@@ -32,9 +32,14 @@ const SILENCE: Duration = Duration::from_millis(10);
 const EXPLAIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(worker: &Rc<Worker>, client: TcpStream, peer: SocketAddr) {
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    client: TcpStream,
+    peer: SocketAddr,
+    original_dst: &OriginalDst,
+) {
     let peer = canonical(peer);
-    let original = match worker.proxy.original_dst.of(&client, Direction::Outbound) {
+    let original = match original_dst.of(&client, Direction::Outbound) {
         Ok(original) => original,
         Err(e) => {
             let detail = e.to_string();
@@ -54,7 +59,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, client: TcpStream, peer: SocketAd
     let Some((wire, client)) = spoken else { return };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
     let handler = Outbound { worker: Rc::clone(worker), client: peer, original, _lease: lease };
-    if let Err(e) = server::serve(client, wire, Rc::new(handler), None).await {
+    if let Err(e) = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Outbound)).await {
         let own = worker.proxy.party(&worker.proxy.store.load());
         Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);
     }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_api::{Identity, Reason};
 
@@ -32,6 +33,19 @@ pub struct Proxy {
     pub max_connections: usize,
     /// Where redirected connections were going.
     pub original_dst: OriginalDst,
+    /// How clients are told to leave.
+    pub leaving: Leaving,
+}
+
+/// How a proxy that drains gets rid of its clients' connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leaving {
+    /// In a pod: those from outside at once, those of the own application never, because it may still need them.
+    #[default]
+    Pod,
+    /// By itself: no listener accepts any more, and connections of both ways are closed with their next response. Those
+    /// without a request have this long to make one, so that none is closed while a request is on its way.
+    Gently(Duration),
 }
 
 impl Proxy {

@@ -23,7 +23,7 @@ use crate::listener::{self, Bound, Listen};
 use crate::logging::{self, LogLevel};
 use crate::metrics::Metrics;
 use crate::original_dst::OriginalDst;
-use crate::proxy::Proxy;
+use crate::proxy::{Leaving, Proxy};
 use crate::settings::Settings;
 use crate::status::Status;
 use crate::store::SnapshotStore;
@@ -31,7 +31,7 @@ use crate::tls::Tls;
 
 /// After `exit` everything is closed at once; a worker that still hangs is not waited for.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
-const LOG_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const LOG_PATIENCE: Duration = Duration::from_secs(1);
 /// A connection has two ends; the rest is for the control plane, admin and probes.
 const SPARE_FILES: u64 = 512;
 
@@ -67,6 +67,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         pod_ips: parts.settings.pod.ips.clone(),
         max_connections,
         original_dst: OriginalDst::default(),
+        leaving: Leaving::Pod,
     });
     let listen = Listen {
         outbound: parts.settings.ports.outbound,
@@ -95,7 +96,9 @@ struct Parts {
 impl Parts {
     fn start_admin(&self, log: LogLevel) -> anyhow::Result<()> {
         let admin = Arc::new(Admin {
-            settings: Arc::clone(&self.settings),
+            pod: self.settings.pod.clone(),
+            identity: self.settings.identity.clone(),
+            certified: true,
             store: Arc::clone(&self.store),
             tls: Arc::clone(&self.tls),
             status: Arc::clone(&self.status),
@@ -140,7 +143,7 @@ impl Parts {
         let runtime = single_threaded()?;
         let stop = {
             let _entered = runtime.enter();
-            Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? }
+            Stop::new(CancellationToken::new())?
         };
         let stopping =
             stop.run(Arc::clone(&self.status), self.settings.drain_timeout, drain.clone(), exit.clone());
@@ -159,20 +162,34 @@ impl Parts {
     }
 }
 
-struct Stop {
+/// What ends the process.
+pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    // Another process has taken this one's place.
+    relieved: CancellationToken,
 }
 
 impl Stop {
-    async fn run(
+    /// Within a runtime.
+    pub(crate) fn new(relieved: CancellationToken) -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, relieved })
+    }
+
+    /// Drains at the first sign, and ends at the second or when time is over.
+    pub(crate) async fn run(
         mut self,
         status: Arc<Status>,
         drain_timeout: Duration,
         drain: CancellationToken,
         exit: CancellationToken,
     ) {
-        self.next().await;
+        let relieved = self.relieved.clone();
+        tokio::select! {
+            () = self.next() => {}
+            () = relieved.cancelled() => {}
+        }
         tracing::info!(within_ms = drain_timeout.as_millis() as u64, "draining");
         status.draining.store(true, Ordering::Relaxed);
         drain.cancel();
@@ -194,19 +211,19 @@ impl Stop {
     }
 }
 
-fn single_threaded() -> anyhow::Result<Runtime> {
+pub(crate) fn single_threaded() -> anyhow::Result<Runtime> {
     // Files are read on a blocking thread, one at a time: a second one would only cost memory.
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
     runtime.context("cannot start a runtime")
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     let started = thread::Builder::new().name(name.to_owned()).stack_size(512 << 10).spawn(body);
     started.map(drop).context("cannot start a thread")
 }
 
 // Container runtimes give 1024 open files by default, and leave it to the process to ask for more.
-fn connections_within_files(wanted: usize) -> usize {
+pub(crate) fn connections_within_files(wanted: usize) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     let enough = hard.min((wanted as u64) * 2 + SPARE_FILES);
     if soft < enough && setrlimit(Resource::RLIMIT_NOFILE, enough, hard).is_err() {

@@ -239,7 +239,7 @@ fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
         .and_then(|ips| if ips.is_empty() { Err("holds no address".to_owned()) } else { Ok(ips) })
 }
 
-fn host_and_port(text: &str) -> Result<(String, u16), String> {
+pub(crate) fn host_and_port(text: &str) -> Result<(String, u16), String> {
     let form = || format!("`{text}` is not host:port");
     let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -269,7 +269,7 @@ fn number(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, S
 }
 
 // The form of the resources' durations: one number, one unit.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 250ms, 30s or 2m, up to an hour");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (count, unit) = text.split_at(digits);

@@ -82,6 +82,14 @@ impl Status {
         self.held(addresses, services);
     }
 
+    /// The configuration file was taken, or why not.
+    pub fn reloaded(&self, outcome: Result<(), String>) {
+        if outcome.is_err() {
+            self.metrics.config_file_refused();
+        }
+        set(&self.control_error, outcome.err());
+    }
+
     /// How much is held.
     pub fn held(&self, addresses: usize, services: usize) {
         self.metrics.config_held(addresses, services);

@@ -2,6 +2,7 @@
 //! with other workers but what [`Proxy`] holds, so nothing in it needs a lock.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,9 +19,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::{self, Load, Outcome};
 use crate::http::pool::Pool;
+use crate::http::server::Leave;
+use crate::listener::{Change, Key, Listening};
 use crate::lost::Lost;
+use crate::original_dst::OriginalDst;
 use crate::outlier::Verdict;
-use crate::proxy::Proxy;
+use crate::proxy::{Leaving, Proxy};
 use crate::record::Direction;
 use crate::snapshot::{Cluster, Endpoint};
 use crate::{inbound, outbound};
@@ -104,21 +108,34 @@ impl Worker {
         spawn_local(self.tasks.track_future(task));
     }
 
-    /// Accepts and serves until drained: inbound until `drain`, outbound until nothing is open any more.
+    /// How a client's connection is brought to its end.
+    pub(crate) fn leaving(&self, direction: Direction) -> Option<Leave<'_>> {
+        let patience = match (self.proxy.leaving, direction) {
+            (Leaving::Pod, Direction::Outbound) => return None,
+            (Leaving::Pod, Direction::Inbound) => Duration::ZERO,
+            (Leaving::Gently(patience), _) => patience,
+        };
+        Some(Leave { drain: &self.drain, patience })
+    }
+
+    /// Accepts and serves until drained. In a pod: inbound until `drain`, outbound until nothing is open any more.
     pub(crate) async fn run(
         self: Rc<Self>,
-        listeners: [(Direction, TcpListener); 2],
+        listeners: Vec<Listening>,
+        mut changes: mpsc::Receiver<Change>,
         places: Arc<Semaphore>,
         exit: CancellationToken,
     ) {
-        for (direction, listener) in listeners {
-            let stop = match direction {
-                Direction::Inbound => self.drain.clone(),
-                Direction::Outbound => exit.clone(),
-            };
-            let accepting = Rc::clone(&self).accept(direction, listener, Arc::clone(&places));
-            spawn_local(async move { stop.run_until_cancelled(accepting).await });
+        let mut accepting =
+            Accepting { worker: Rc::clone(&self), places, exit: exit.clone(), open: HashMap::new() };
+        for listening in listeners {
+            accepting.apply(Change::Open(listening));
         }
+        spawn_local(async move {
+            while let Some(change) = changes.recv().await {
+                accepting.apply(change);
+            }
+        });
         let sweeping = Rc::clone(&self);
         spawn_local(async move { sweeping.sweep().await });
         let looking = Rc::clone(&self);
@@ -131,7 +148,13 @@ impl Worker {
         exit.run_until_cancelled(drained).await;
     }
 
-    async fn accept(self: Rc<Self>, direction: Direction, listener: TcpListener, places: Arc<Semaphore>) {
+    async fn accept(
+        self: Rc<Self>,
+        direction: Direction,
+        listener: TcpListener,
+        original_dst: OriginalDst,
+        places: Arc<Semaphore>,
+    ) {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
@@ -139,14 +162,14 @@ impl Worker {
                     let connection = Connection::open(&self.proxy, direction, place);
                     // Fails only when the client is gone already; the first read will tell.
                     let _ = stream.set_nodelay(true);
-                    let worker = Rc::clone(&self);
+                    let (worker, original_dst) = (Rc::clone(&self), original_dst.clone());
                     match direction {
                         Direction::Inbound => self.spawn(async move {
-                            inbound::serve(&worker, stream, peer).await;
+                            inbound::serve(&worker, stream, peer, &original_dst).await;
                             drop(connection);
                         }),
                         Direction::Outbound => self.spawn(async move {
-                            outbound::serve(&worker, stream, peer).await;
+                            outbound::serve(&worker, stream, peer, &original_dst).await;
                             drop(connection);
                         }),
                     }
@@ -171,6 +194,44 @@ impl Worker {
             }
             self.pool.sweep();
         }
+    }
+}
+
+/// The listeners of one worker.
+struct Accepting {
+    worker: Rc<Worker>,
+    places: Arc<Semaphore>,
+    exit: CancellationToken,
+    open: HashMap<Key, CancellationToken>,
+}
+
+impl Accepting {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Open(listening) => self.open(listening),
+            Change::Close(key) => {
+                if let Some(stop) = self.open.remove(&key) {
+                    stop.cancel();
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, listening: Listening) {
+        let Listening { key, original_dst, socket } = listening;
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(e) => return tracing::error!(address = %key.1, error = %e, "cannot accept on a listener"),
+        };
+        let end = match (self.worker.proxy.leaving, key.0) {
+            (Leaving::Pod, Direction::Outbound) => &self.exit,
+            _ => &self.worker.drain,
+        };
+        // More than one of a kind, where another process with more workers has handed its sockets over.
+        let stop = self.open.entry(key).or_insert_with(|| end.child_token()).clone();
+        let accepting =
+            Rc::clone(&self.worker).accept(key.0, listener, original_dst, Arc::clone(&self.places));
+        spawn_local(async move { stop.run_until_cancelled(accepting).await });
     }
 }
 
@@ -205,7 +266,6 @@ mod tests {
     use super::*;
     use crate::access_log::AccessLog;
     use crate::metrics::Metrics;
-    use crate::original_dst::OriginalDst;
     use crate::store::SnapshotStore;
     use crate::tls::Tls;
     use tokio::net::TcpStream;
@@ -223,13 +283,14 @@ mod tests {
             pod_ips: Vec::new(),
             max_connections: 1,
             original_dst: OriginalDst::Kernel,
+            leaving: Leaving::Pod,
         };
         let worker = Worker::new(Arc::new(proxy), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stream = || async { TcpStream::connect(addr).await.unwrap() };
-        let inbound = size_of_val(&inbound::serve(&worker, stream().await, addr));
-        let outbound = size_of_val(&outbound::serve(&worker, stream().await, addr));
+        let inbound = size_of_val(&inbound::serve(&worker, stream().await, addr, &OriginalDst::Kernel));
+        let outbound = size_of_val(&outbound::serve(&worker, stream().await, addr, &OriginalDst::Kernel));
         assert!(inbound <= 7168 && outbound <= 5120, "inbound {inbound}, outbound {outbound} bytes");
     }
 }

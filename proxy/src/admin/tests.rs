@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::logging;
+use crate::settings::Settings;
 use crate::testing::{Ca, identity};
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
@@ -28,8 +29,11 @@ async fn start(log: LogLevel) -> Served {
             _ => return None,
         })
     };
+    let settings = Settings::parse(vars).unwrap();
     let admin = Arc::new(Admin {
-        settings: Arc::new(Settings::parse(vars).unwrap()),
+        pod: settings.pod,
+        identity: settings.identity,
+        certified: true,
         store: Arc::new(SnapshotStore::new()),
         tls: Arc::new(Tls::new()),
         status: Arc::new(Status::new(Arc::new(crate::metrics::Metrics::new()))),

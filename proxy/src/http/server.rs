@@ -1,18 +1,21 @@
 //! Reads requests from a client's connection and writes the responses of a handler, until either side is done or the
 //! proxy drains. Bounded in every direction: head size and time, streams at the same time, resets. It handles nothing.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use weft_api::Reason;
 
@@ -37,12 +40,22 @@ pub(crate) trait Handler: 'static {
     ) -> impl Future<Output = Response<Served>> + 'static;
 }
 
+/// When and how a connection is brought to its end.
+#[derive(Clone, Copy)]
+pub(crate) struct Leave<'a> {
+    /// From then on.
+    pub(crate) drain: &'a CancellationToken,
+    /// How long an HTTP/1 connection without a request is left open, for the client to send the last one. HTTP/2 says
+    /// GOAWAY, and loses nothing.
+    pub(crate) patience: Duration,
+}
+
 /// Serves one connection to its end. `Err`: the client broke a rule or a limit, outside of any request.
 pub(crate) async fn serve<IO, H>(
     io: IO,
     wire: Wire,
     handler: Rc<H>,
-    drain: Option<&CancellationToken>,
+    leave: Option<Leave<'_>>,
 ) -> Result<(), Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -50,25 +63,31 @@ where
 {
     match wire {
         // Boxed: a connection's task shall have the size of what it serves, not of the largest thing it might.
-        Wire::Http1 => Box::pin(serve_http1(io, handler, drain)).await,
-        Wire::Http2 => Box::pin(serve_http2(io, handler, drain)).await,
+        Wire::Http1 => Box::pin(serve_http1(io, handler, leave)).await,
+        Wire::Http2 => Box::pin(serve_http2(io, handler, leave)).await,
     }
 }
 
-async fn serve_http1<IO, H>(io: IO, handler: Rc<H>, drain: Option<&CancellationToken>) -> Result<(), Error>
+async fn serve_http1<IO, H>(io: IO, handler: Rc<H>, leave: Option<Leave<'_>>) -> Result<(), Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
     let phase = Phase::default();
     let io = TokioIo::new(Guard::new(io, phase.clone()));
+    let last = Rc::new(Cell::new(false));
+    let is_last = Rc::clone(&last);
     let service = service_fn(move |mut request: Request<Incoming>| {
         if phase.request() {
             request.extensions_mut().insert(headers::BothLengths);
         }
         let (handled, phase) = (Rc::clone(&handler).handle(request, Wire::Http1), phase.clone());
+        let last = Rc::clone(&is_last);
         async move {
-            let response = handled.await;
+            let mut response = handled.await;
+            if last.get() && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+            }
             if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                 phase.upgraded();
             }
@@ -83,7 +102,7 @@ where
         .with_upgrades();
     let ended = {
         let mut connection = Pin::new(&mut connection);
-        let draining = wait_for(drain);
+        let draining = wait_for(leave, || last.set(true));
         let mut draining = pin!(draining);
         let mut told = false;
         poll_fn(|cx| {
@@ -116,7 +135,7 @@ where
     Ok(())
 }
 
-async fn serve_http2<IO, H>(io: IO, handler: Rc<H>, drain: Option<&CancellationToken>) -> Result<(), Error>
+async fn serve_http2<IO, H>(io: IO, handler: Rc<H>, leave: Option<Leave<'_>>) -> Result<(), Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
@@ -135,7 +154,7 @@ where
         .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let draining = wait_for(drain);
+    let draining = wait_for(leave.map(|leave| Leave { patience: Duration::ZERO, ..leave }), || {});
     let mut draining = pin!(draining);
     let mut told = false;
     let ended = poll_fn(|cx| {
@@ -154,10 +173,12 @@ where
     }
 }
 
-async fn wait_for(drain: Option<&CancellationToken>) {
-    match drain {
-        Some(drain) => drain.cancelled().await,
-        None => std::future::pending().await,
+async fn wait_for(leave: Option<Leave<'_>>, begun: impl FnOnce()) {
+    let Some(Leave { drain, patience }) = leave else { return std::future::pending().await };
+    drain.cancelled().await;
+    begun();
+    if !patience.is_zero() {
+        sleep(patience).await;
     }
 }
 

@@ -16,7 +16,7 @@ use weft_proxy::access_log::AccessLog;
 use weft_proxy::listener::{self, Listen};
 use weft_proxy::metrics::Metrics;
 use weft_proxy::original_dst::OriginalDst;
-use weft_proxy::proxy::Proxy;
+use weft_proxy::proxy::{Leaving, Proxy};
 use weft_proxy::record::Direction;
 use weft_proxy::snapshot::Snapshot;
 use weft_proxy::store::SnapshotStore;
@@ -138,6 +138,7 @@ impl Node {
             identity: Arc::new(identity(account)),
             pod_ips,
             max_connections: 1000,
+            leaving: Leaving::Pod,
             original_dst: if pod {
                 OriginalDst::Kernel
             } else {

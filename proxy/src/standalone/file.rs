@@ -1,0 +1,118 @@
+//! The configuration file's schema: a head of its own, and then what the operator says too (`workload`, `services`), in
+//! the YAML form of `api/proto/weft.proto`. Types only; `read` parses, `plan` judges.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use weft_api::v1;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct File {
+    /// Where clients connect to.
+    pub(super) listeners: Listeners,
+    /// The own certificate. Without it: plaintext only.
+    pub(super) identity: Option<IdentityFiles>,
+    /// Admin API; a loopback address. Absent: none.
+    pub(super) admin: Option<SocketAddr>,
+    /// Metrics, `/ready` and `/live`. Absent: none.
+    pub(super) metrics: Option<SocketAddr>,
+    /// Threads of the data path.
+    pub(super) workers: usize,
+    /// Log filter.
+    pub(super) log: String,
+    /// Whether each request and connection is logged.
+    pub(super) access_log: bool,
+    /// How long draining may take, such as `25s`.
+    pub(super) drain_timeout: String,
+    /// Connections at the same time, in and out together.
+    pub(super) max_connections: usize,
+    /// Where a process that takes this one's place finds its listeners.
+    pub(super) restart_socket: Option<PathBuf>,
+    /// How names of endpoints are resolved.
+    pub(super) dns: Dns,
+    /// As the operator says it. `namespace`, `pod`, `name`, `identity` and `mtls` may be left out.
+    pub(super) workload: v1::Workload,
+    /// As the operator says it, but an endpoint's address may be `name:port`; `key`, `defaultCluster` and a last route
+    /// that matches everything may be left out.
+    pub(super) services: Vec<v1::Service>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listeners: Listeners::default(),
+            identity: None,
+            admin: None,
+            metrics: None,
+            workers: 1,
+            log: "info".to_owned(),
+            access_log: true,
+            drain_timeout: "25s".to_owned(),
+            max_connections: 10_000,
+            restart_socket: None,
+            dns: Dns::default(),
+            workload: v1::Workload::default(),
+            services: Vec::new(),
+        }
+    }
+}
+
+/// Both ways.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Listeners {
+    /// For the own application, and other clients: each is one service.
+    pub(super) outbound: Vec<OutboundListener>,
+    /// In front of the own application.
+    pub(super) inbound: Vec<InboundListener>,
+}
+
+/// Every connection to it goes to one service.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OutboundListener {
+    /// `ip:port`.
+    pub(super) address: SocketAddr,
+    /// Its key, "namespace/name:port".
+    pub(super) service: String,
+}
+
+/// Every connection to it goes to the application.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct InboundListener {
+    /// `ip:port`.
+    pub(super) address: SocketAddr,
+    /// `ip:port` or `name:port`.
+    pub(super) application: String,
+    /// `Strict` with an identity, `Disable` without, if not given. Of the application's port: two listeners in front of
+    /// the same port have the same.
+    #[serde(default)]
+    pub(super) mtls: Option<String>,
+    /// What the application speaks; detected if not given. Of the application's port too.
+    #[serde(default)]
+    pub(super) protocol: Option<String>,
+}
+
+/// PEM files; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct IdentityFiles {
+    /// Leaf first. The leaf's SPIFFE id is who this proxy is.
+    pub(super) certificate: PathBuf,
+    /// The leaf's private key.
+    pub(super) key: PathBuf,
+    /// Whom to trust.
+    pub(super) roots: PathBuf,
+}
+
+/// See [`crate::dns`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Dns {
+    /// Asked instead of those of `/etc/resolv.conf`.
+    pub(super) servers: Vec<SocketAddr>,
+}
