@@ -10,6 +10,7 @@ use super::file::{File, InboundListener};
 use crate::dns::Found;
 use crate::listener::Key;
 use crate::record::Direction;
+use crate::retry::RetryPolicy;
 use crate::settings::{duration, host_and_port};
 use crate::snapshot::Snapshot;
 
@@ -136,6 +137,7 @@ fn complete(
         let rest = v1::Route { name: "default".to_owned(), backends: vec![backend], ..Default::default() };
         service.routes.push(rest);
     }
+    service.routes.iter_mut().filter_map(|route| route.retry.as_mut()).for_each(complete_retry);
     let key = service.key.clone();
     for cluster in &mut service.clusters {
         let endpoints = std::mem::take(&mut cluster.endpoints);
@@ -165,6 +167,18 @@ fn complete(
         cluster.endpoints.retain(|endpoint| seen.insert(endpoint.address.clone()));
     }
     service
+}
+
+/// A policy that says nothing of its budget, or of when, has that of the default; on the wire it would never retry.
+fn complete_retry(retry: &mut v1::Retry) {
+    let default = RetryPolicy::default();
+    if retry.budget_percent == 0 && retry.budget_min_per_second == 0 {
+        (retry.budget_percent, retry.budget_min_per_second) =
+            (default.budget_percent, default.budget_min_per_second);
+    }
+    if retry.on.is_empty() {
+        retry.on = vec![v1::RetryOn::ConnectFailure.into(), v1::RetryOn::Reset.into()];
+    }
 }
 
 /// The addresses, and the name that they were found by, if it was one.
@@ -329,6 +343,16 @@ services:
         assert_eq!(workload.mtls_for(1), crate::snapshot::MtlsMode::Strict);
         let inbound = (Direction::Inbound, "0.0.0.0:8443".parse().unwrap());
         assert_eq!(plan.listeners[&inbound], Some("10.0.0.7:8080".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_retry_is_never_without_budget_by_saying_nothing() {
+        let file =
+            parse("services: [{name: a, clusters: [{name: a}], routes: [{retry: {attempts: 3}}]}]").unwrap();
+        let service = complete(&file.services[0], &Found::default(), None, &mut Vec::new());
+        let retry = service.routes[0].retry.as_ref().unwrap();
+        assert_eq!((retry.attempts, retry.budget_percent, retry.budget_min_per_second), (3, 20, 10));
+        assert_eq!(retry.on.len(), 2);
     }
 
     #[test]
