@@ -40,6 +40,7 @@ pub mod run;
 pub mod settings;
 mod silence;
 pub mod snapshot;
+mod sock_diag;
 pub mod standalone;
 pub mod status;
 pub mod store;

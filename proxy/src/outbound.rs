@@ -16,6 +16,7 @@ use crate::detect::{self, First};
 use crate::error::Error;
 use crate::forward::Abort;
 use crate::http::exchange::Exchange;
+use crate::http::guard::{Ends, Phase};
 use crate::http::outbound::Outbound;
 use crate::http::{Wire, server};
 use crate::original_dst::{OriginalDst, canonical};
@@ -46,6 +47,8 @@ pub(crate) async fn serve(
             return worker.proxy.refuse(Direction::Outbound, Reason::BadRequest, peer, Some(&detail));
         }
     };
+    // Where the client called, if nothing was redirected.
+    let accepted_at = client.local_addr().map_or(original, canonical);
     let lease = worker.proxy.store.lease(original);
     let connection = Connection { worker, peer, original, accepted: Instant::now() };
     let spoken = match worker.proxy.store.resolve(original).await {
@@ -58,7 +61,8 @@ pub(crate) async fn serve(
     };
     let Some((wire, client)) = spoken else { return };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
-    let handler = Outbound { worker: Rc::clone(worker), client: peer, original, _lease: lease };
+    let phase = Phase::of(Ends { client: peer, called: original, accepted: accepted_at });
+    let handler = Outbound { worker: Rc::clone(worker), client: peer, original, phase, _lease: lease };
     if let Err(e) = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Outbound)).await {
         let own = worker.proxy.party(&worker.proxy.store.load());
         Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);

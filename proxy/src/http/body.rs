@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::guard::Phase;
+
 /// Why a body ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -43,6 +45,8 @@ struct State {
     ended: bool,
     broken: bool,
     turn: u32,
+    // Told of the end.
+    phase: Option<Phase>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +65,8 @@ impl Source {
         }
         let announced = incoming.size_hint();
         let kept = (announced.lower() <= limit as u64).then(Kept::default);
-        let state = State { incoming: Some(incoming), kept, ended: false, broken: false, turn: 0 };
+        let state =
+            State { incoming: Some(incoming), kept, ended: false, broken: false, turn: 0, phase: None };
         Self(Some(Rc::new(Shared { state: RefCell::new(state), seen: Cell::new(0), announced, limit })))
     }
 
@@ -76,8 +81,15 @@ impl Source {
     pub fn whole(bytes: Bytes) -> Self {
         let (announced, seen) = (SizeHint::with_exact(bytes.len() as u64), Cell::new(bytes.len() as u64));
         let kept = Some(Kept { size: bytes.len(), chunks: vec![bytes], trailers: None });
-        let state = State { incoming: None, kept, ended: true, broken: false, turn: 0 };
+        let state = State { incoming: None, kept, ended: true, broken: false, turn: 0, phase: None };
         Self(Some(Rc::new(Shared { state: RefCell::new(state), seen, announced, limit: usize::MAX })))
+    }
+
+    /// Has the connection know when the body has come to its end.
+    pub(crate) fn tell(&self, phase: &Phase) {
+        if let Some(shared) = &self.0 {
+            shared.state.borrow_mut().phase = Some(phase.clone());
+        }
     }
 
     /// For the next try. The body of an earlier one ends with an error when it is read on.
@@ -163,6 +175,15 @@ impl Body for Outgoing {
     }
 }
 
+impl State {
+    fn end(&mut self) {
+        self.ended = true;
+        if let Some(phase) = self.phase.take() {
+            phase.whole();
+        }
+    }
+}
+
 impl View {
     fn poll(
         &mut self,
@@ -182,17 +203,21 @@ impl View {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let Some(incoming) = &mut state.incoming else { return Poll::Ready(None) };
-        let frame = match ready!(Pin::new(incoming).poll_frame(cx)) {
+        let frame = match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(e)) => {
                 state.broken = true;
                 return Poll::Ready(Some(Err(BodyError::Client(e))));
             }
             None => {
-                state.ended = true;
+                state.end();
                 return Poll::Ready(None);
             }
         };
+        // Whoever knows the length does not ask for more.
+        if incoming.is_end_stream() {
+            state.end();
+        }
         if let Some(data) = frame.data_ref() {
             self.shared.seen.set(self.shared.seen.get() + data.len() as u64);
             if let Some(kept) = &mut state.kept {
@@ -205,7 +230,7 @@ impl View {
                 }
             }
         } else if let Some(trailers) = frame.trailers_ref() {
-            state.ended = true;
+            state.end();
             self.trailers_sent = true;
             if let Some(kept) = &mut state.kept {
                 kept.trailers = Some(trailers.clone());

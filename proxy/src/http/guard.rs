@@ -1,9 +1,10 @@
 //! Stands between an HTTP/1 client's socket and hyper. It bounds the time that a request's head may take once it has
 //! begun (hyper's own limit also runs while a connection is idle, which would close kept-alive connections), it notices
-//! what hyper hides of a head's framing, and it puts the reason into the bare responses that hyper gives to what it cannot
-//! parse. It changes nothing else.
+//! what hyper hides of a head's framing, it keeps the end of a client's side from hyper, which would take the client for gone,
+//! and it puts the reason into the bare responses that hyper gives to what it cannot parse. It changes nothing else.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -11,13 +12,38 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use weft_api::Reason;
 
 use super::reply;
+use crate::sock_diag;
 
 /// From a head's first byte to its end.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that has ended its side is asked after so soon, and then so often.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const NEXT_LOOK: Duration = Duration::from_millis(500);
+/// What has not come of a body so long after its client's side has ended does not come.
+const TRUNCATED: Duration = Duration::from_secs(10);
+
+/// The ends of the connection of a client in the own network namespace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// The client's own address.
+    pub(crate) client: SocketAddr,
+    /// Where it connected to, as it sees it.
+    pub(crate) called: SocketAddr,
+    /// The same where nothing is redirected.
+    pub(crate) accepted: SocketAddr,
+}
+
+impl Ends {
+    /// Whether the client still has its socket. If nobody can say, it has not.
+    fn held(&self) -> bool {
+        [self.called, self.accepted].into_iter().any(|to| sock_diag::held(self.client, to).unwrap_or(false))
+    }
+}
 
 /// Where a connection stands, told by the server to the guard, and what the guard has seen.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +53,8 @@ pub(crate) struct Phase(Arc<Shared>);
 struct Shared {
     at: AtomicU8,
     both_lengths: AtomicBool,
+    whole: AtomicBool,
+    ends: Option<Ends>,
 }
 
 const IDLE: u8 = 0;
@@ -35,10 +63,21 @@ const REQUEST: u8 = 2;
 const UPGRADED: u8 = 3;
 
 impl Phase {
-    /// A request is being handled. True: its head gave its body two lengths.
-    pub(crate) fn request(&self) -> bool {
+    /// Of a client that may end its side and wait for its answer.
+    pub(crate) fn of(ends: Ends) -> Self {
+        Self(Arc::new(Shared { ends: Some(ends), ..Shared::default() }))
+    }
+
+    /// A request is being handled; `whole`: it has no body. True: its head gave its body two lengths.
+    pub(crate) fn request(&self, whole: bool) -> bool {
+        self.0.whole.store(whole, Ordering::Relaxed);
         self.0.at.store(REQUEST, Ordering::Relaxed);
         self.0.both_lengths.swap(false, Ordering::Relaxed)
+    }
+
+    /// Its body has come to its end.
+    pub(crate) fn whole(&self) {
+        self.0.whole.store(true, Ordering::Relaxed);
     }
 
     /// Its response has ended: the next head may come.
@@ -56,6 +95,13 @@ impl Phase {
     }
 }
 
+/// The client's side has ended within a request.
+#[derive(Debug)]
+struct Ended {
+    since: Instant,
+    look: Pin<Box<Sleep>>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Guard<IO> {
@@ -63,13 +109,14 @@ pub(crate) struct Guard<IO> {
     phase: Phase,
     lines: Lines,
     timer: Option<Pin<Box<Sleep>>>,
+    ended: Option<Box<Ended>>,
     // What is still to be written in place of hyper's words, and how many of those it stands for.
     instead: Option<(Vec<u8>, usize)>,
 }
 
 impl<IO> Guard<IO> {
     pub(crate) const fn new(io: IO, phase: Phase) -> Self {
-        Self { io, phase, lines: Lines::new(), timer: None, instead: None }
+        Self { io, phase, lines: Lines::new(), timer: None, ended: None, instead: None }
     }
 }
 
@@ -84,6 +131,25 @@ impl<IO> Guard<IO> {
         if self.phase.is(HEAD) && self.lines.take(read) {
             self.phase.0.both_lengths.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+impl<IO> Guard<IO> {
+    /// Lets hyper know of the end only when there is nobody any more to answer, or nothing. RFC 9112 section 9.6 has no word
+    /// on it, TCP allows it (RFC 9293 section 3.6), and scripts do it.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (Some(ended), Some(ends)) = (&mut self.ended, self.phase.0.ends) else {
+            return Poll::Ready(Ok(()));
+        };
+        while self.phase.is(REQUEST) {
+            std::task::ready!(ended.look.as_mut().poll(cx));
+            let whole = self.phase.0.whole.load(Ordering::Relaxed);
+            if !whole && ended.since.elapsed() >= TRUNCATED || !ends.held() {
+                break;
+            }
+            ended.look.as_mut().reset(Instant::now() + NEXT_LOOK);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -164,12 +230,19 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ended.is_some() {
+            return self.poll_ended(cx);
+        }
         let before = buf.filled().len();
         match Pin::new(&mut self.io).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().get(before..).unwrap_or_default();
                 if !read.is_empty() {
                     self.look_at(read);
+                } else if buf.remaining() > 0 && self.phase.is(REQUEST) && self.phase.0.ends.is_some() {
+                    let look = Box::pin(sleep(FIRST_LOOK));
+                    self.ended = Some(Box::new(Ended { since: Instant::now(), look }));
+                    return self.poll_ended(cx);
                 }
                 Poll::Ready(Ok(()))
             }

@@ -17,6 +17,7 @@ use weft_api::Reason;
 use super::body::Source;
 use super::client::{self, Elsewhere, Failure, Template, Wire};
 use super::exchange::{Answer, Exchange, Served};
+use super::guard::Phase;
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, hold, pushback, upgrade};
@@ -40,11 +41,17 @@ pub(crate) struct Outbound {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: SocketAddr,
     pub(crate) original: SocketAddr,
+    /// Where the connection stands.
+    pub(crate) phase: Phase,
     /// Keeps the destination in the configuration.
     pub(crate) _lease: Lease,
 }
 
 impl Handler for Outbound {
+    fn phase(&self) -> Phase {
+        self.phase.clone()
+    }
+
     async fn handle(self: Rc<Self>, mut request: Request<Incoming>, wire: Wire) -> Response<Served> {
         let snapshot = self.worker.proxy.store.load();
         let mut exchange =
@@ -223,6 +230,7 @@ impl Outbound {
             headers::ensure_host(&mut head.headers, self.original);
         }
         exchange.body = Source::new(body, route.retry.max_body);
+        exchange.body.tell(&self.phase);
         let template = Template {
             repeatable: head.method.is_idempotent() || route.retry.non_idempotent,
             method: head.method,

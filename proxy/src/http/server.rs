@@ -38,6 +38,11 @@ pub(crate) trait Handler: 'static {
         request: Request<Incoming>,
         wire: Wire,
     ) -> impl Future<Output = Response<Served>> + 'static;
+
+    /// Where the client's connection stands.
+    fn phase(&self) -> Phase {
+        Phase::default()
+    }
 }
 
 /// When and how a connection is brought to its end.
@@ -73,12 +78,12 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
-    let phase = Phase::default();
+    let phase = handler.phase();
     let io = TokioIo::new(Guard::new(io, phase.clone()));
     let last = Rc::new(Cell::new(false));
     let is_last = Rc::clone(&last);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        if phase.request() {
+        if phase.request(request.body().is_end_stream()) {
             request.extensions_mut().insert(headers::BothLengths);
         }
         let (handled, phase) = (Rc::clone(&handler).handle(request, Wire::Http1), phase.clone());

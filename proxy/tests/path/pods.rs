@@ -22,6 +22,9 @@ fn echo(port: u16) {
                 while !head.ends_with(b"\r\n\r\n") && (&stream).read(&mut byte).is_ok_and(|n| n == 1) {
                     head.push(byte[0]);
                 }
+                if head.starts_with(b"GET /slow ") {
+                    std::thread::sleep(Duration::from_millis(800));
+                }
                 let answer =
                     format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", head.len());
                 let _ = (&stream).write_all(&[answer.as_bytes(), &head].concat());
@@ -43,6 +46,17 @@ fn call(to: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(3)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(bytes).unwrap();
+    let mut got = String::new();
+    let _ = stream.read_to_string(&mut got);
+    got
+}
+
+/// The same, by a client that ends its side at once.
+fn call_and_end(to: &str, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(3)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut got = String::new();
     let _ = stream.read_to_string(&mut got);
     got
@@ -100,6 +114,11 @@ fn pods_reach_each_other_through_the_kernels_redirection_on_both_families() {
             }
         }
         assert_eq!(call("10.77.0.99:25", b""), "220 ready\r\n");
+        // Behind redirection too the kernel tells a client that has ended its side from one that is gone.
+        for vip in ["10.77.0.99:80", "[fd77::99]:80"] {
+            let got = call_and_end(vip, b"GET /slow HTTP/1.1\r\nhost: back\r\n\r\n");
+            assert!(got.starts_with("HTTP/1.1 200 OK"), "{vip}: {got}");
+        }
         // The proxy's own ports are not for direct calls.
         assert_eq!(call("127.0.0.1:15001", GET), "");
     });

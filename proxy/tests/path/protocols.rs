@@ -368,3 +368,63 @@ async fn a_port_declared_as_http_takes_nothing_past_the_http_server() {
     assert!(got.starts_with("HTTP/1.1 400") && got.contains("weft-reason: bad-request"), "{got}");
     assert_eq!(seen.requests(), 1);
 }
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_still_gets_its_answer() {
+    let (app, _) = apps::http(|request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        apps::text(format!("late answer to {body:?}"))
+    })
+    .await;
+    let mesh = Mesh::to(app);
+    let at = mesh.front.outbound;
+    for (request, answer) in [
+        (b"GET / HTTP/1.0\r\n\r\n".as_slice(), "late answer to b\"\""),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello", "late answer to b\"hello\""),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "late answer to b\"hello\"",
+        ),
+    ] {
+        let got = raw(at, request, true).await;
+        assert!(got.contains(" 200 OK") && got.ends_with(answer), "{got}");
+    }
+    let two = b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\n\r\n";
+    assert_eq!(raw(at, two, true).await.matches("late answer").count(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_is_noticed_while_it_waits() {
+    struct Gone(Arc<AtomicUsize>);
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let (begun, gone) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (Arc::clone(&begun), Arc::clone(&gone));
+    let (app, _) = apps::http(move |_| {
+        let (begun, gone) = (Arc::clone(&counts.0), Gone(Arc::clone(&counts.1)));
+        async move {
+            begun.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+            drop(gone);
+            apps::text("never")
+        }
+    })
+    .await;
+    let mesh = Mesh::to(app);
+    let reached = async |count: &AtomicUsize| {
+        while count.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let mut client = TcpStream::connect(mesh.front.outbound).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    timeout(SOON, reached(&begun)).await.expect("a request");
+    assert_eq!(gone.load(Ordering::SeqCst), 0, "it has only ended its side");
+    drop(client);
+    timeout(SOON, reached(&gone)).await.expect("nobody works for a client that is gone");
+}
