@@ -5,17 +5,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 mod balancer;
+mod external;
 
 pub use balancer::{
     Balancer, BalancerPolicy, Boundary, EndpointWeight, Hash, HashCookie, Locality, LocalityMode, Priority,
     SlowStart,
 };
+pub use external::{External, ExternalEndpoint, ExternalHost, ExternalPort, OriginateTls};
 
-/// How a Service is balanced, protected and divided into subsets. At most one MeshService per Service: a second one is
-/// refused. Without any, the defaults that are named at each field hold.
+/// How a Service is balanced, protected and divided into subsets; or what a service outside of the cluster is. At most one
+/// MeshService per Service: a second one is refused. Without any, the defaults that are named at each field hold.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weft.dev",
@@ -30,7 +33,10 @@ pub use balancer::{
 )]
 #[kube(printcolumn = r#"{"name":"Service", "type":"string", "jsonPath":".spec.target.service"}"#)]
 #[kube(
-    printcolumn = r#"{"name":"Endpoints", "type":"string", "jsonPath":".status.endpoints", "description":"ready/total endpoints of the Service"}"#
+    printcolumn = r#"{"name":"External", "type":"string", "jsonPath":".spec.target.external.hosts[0]", "description":"the first host of a service outside of the cluster"}"#
+)]
+#[kube(
+    printcolumn = r#"{"name":"Endpoints", "type":"string", "jsonPath":".status.endpoints", "description":"ready/total endpoints"}"#
 )]
 #[kube(
     printcolumn = r#"{"name":"In-Mesh", "type":"integer", "jsonPath":".status.inMesh", "description":"endpoints that run a Weft proxy"}"#
@@ -45,9 +51,21 @@ pub use balancer::{
     printcolumn = r#"{"name":"Accepted", "type":"string", "jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#
 )]
 #[kube(printcolumn = r#"{"name":"Age", "type":"date", "jsonPath":".metadata.creationTimestamp"}"#)]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.target.external) || ((!has(self.subsets) || size(self.subsets) == 0) && (!has(self.balancer) || ((!has(self.balancer.weights) || size(self.balancer.weights) == 0) && (!has(self.balancer.failover) || size(self.balancer.failover) == 0) && !has(self.balancer.locality))))"
+    ).message(
+        "subsets, balancer.weights, failover and locality choose pods by their labels and zones, and an external service has none: remove them, and give target.external.endpoints[].weight where weights are wanted"
+    )
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.target.external) || !has(self.connection) || !has(self.connection.protocol)").message(
+        "connection.protocol is for Services: an external service says at each of target.external.ports what it speaks, so remove it here"
+    )
+)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshServiceSpec {
-    /// The Service of the same namespace that this describes.
+    /// The Service of the same namespace, or the service outside of the cluster, that this describes.
     pub target: Target,
     /// Named parts of the service, chosen by pod labels, that TrafficPolicies can send to. A pod may be in several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -68,18 +86,48 @@ pub struct MeshServiceSpec {
     pub connection: Option<Connection>,
 }
 
-/// A Service by name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+/// A Service by name, or a service outside of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("has(self.service) != has(self.external)").message(
+        "target names neither or both of service and external: write exactly one, service for a Service of this namespace, external for what is outside of the cluster"
+    )
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
     /// Name of a Service in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(
         validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
             "target.service is not the name of a Service: write only its name, in lower-case letters, digits and dashes, without a namespace or domain"
         )
     )]
-    pub service: String,
+    pub service: Option<String>,
+    /// A service outside of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
+}
+
+/// What the key of an external service ends with. Names of Services have no dots, so it can never be that of one.
+const EXTERNAL_SUFFIX: &str = ".external";
+
+impl Target {
+    /// What this describes, within its namespace: the name of the Service, or, if it is external, that of the MeshService with a
+    /// suffix that no Service's name can have.
+    #[must_use]
+    pub fn key<'a>(&'a self, mesh_service: &str) -> Cow<'a, str> {
+        match &self.service {
+            Some(service) => Cow::Borrowed(service),
+            None => Cow::Owned(format!("{mesh_service}{EXTERNAL_SUFFIX}")),
+        }
+    }
+
+    /// The MeshService's name, if the key is that of an external service.
+    #[must_use]
+    pub fn external_of(key: &str) -> Option<&str> {
+        key.strip_suffix(EXTERNAL_SUFFIX)
+    }
 }
 
 /// A named part of the service.
@@ -262,7 +310,8 @@ pub struct MeshServiceStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// "ready/total" endpoints of the Service; ejected ones do not count as ready.
+    /// "ready/total" endpoints of the Service; ejected ones do not count as ready. Of an external service: those that are
+    /// written, where one by name counts once, however many addresses it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub endpoints: Option<String>,

@@ -26,6 +26,8 @@ pub enum Topic {
     Pod(Key),
     /// What an address is.
     Ip(IpAddr),
+    /// Which external services a namespace registers; empty: those of the mesh's own, for everybody.
+    External(String),
 }
 
 /// Where topics that may have changed wait until their stream looks at them. Bounded by what it subscribed to.
@@ -112,7 +114,10 @@ impl Store {
     pub fn apply<E: Entry>(&self, change: Change<E>) {
         let (dirty, version) = {
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            let dirty = index.apply(change);
+            let mut dirty = index.apply(change);
+            if dirty.external.contains(&index.own_namespace) {
+                dirty.external.insert(String::new());
+            }
             (dirty, index.version())
         };
         if dirty.is_empty() {
@@ -140,8 +145,9 @@ impl Store {
         let services = dirty.services.into_iter().map(Topic::Service);
         let pods = dirty.pods.into_iter().map(Topic::Pod);
         let ips = dirty.ips.into_iter().map(Topic::Ip);
+        let external = dirty.external.into_iter().map(Topic::External);
         let interests = lock(&self.interests);
-        for topic in services.chain(pods).chain(ips) {
+        for topic in services.chain(pods).chain(ips).chain(external) {
             for mailbox in interests.get(&topic).iter().flat_map(|m| m.values()) {
                 mailbox.put([topic.clone()]);
             }

@@ -49,8 +49,8 @@ struct Unexpected;
 pub enum Upstream {
     /// To an application.
     Plain(TcpStream),
-    /// To another proxy.
-    Mtls(Box<TlsStream<TcpStream>>),
+    /// To another proxy, or to an external service that wants TLS.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Connects to `addr`; with an `identity`, by mTLS. `limit` holds for TCP and for the handshake, each.
@@ -92,7 +92,7 @@ pub async fn open(
     if session.alpn_protocol() != Some(alpn.wire()) {
         return Err(Error::new(Reason::TlsHandshake, Unexpected));
     }
-    Ok(Upstream::Mtls(Box::new(stream)))
+    Ok(Upstream::Tls(Box::new(stream)))
 }
 
 impl Upstream {
@@ -101,7 +101,7 @@ impl Upstream {
     pub fn socket(&self) -> RawFd {
         match self {
             Self::Plain(tcp) => tcp.as_raw_fd(),
-            Self::Mtls(tls) => tls.get_ref().0.as_raw_fd(),
+            Self::Tls(tls) => tls.get_ref().0.as_raw_fd(),
         }
     }
 }
@@ -152,7 +152,7 @@ impl Abort for Counted {
         match &mut self.stream {
             Upstream::Plain(tcp) => tcp.abort(),
             // See `forward::Abort` of TLS.
-            Upstream::Mtls(_) => {}
+            Upstream::Tls(_) => {}
         }
     }
 }
@@ -210,7 +210,7 @@ impl AsyncRead for Upstream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Mtls(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -219,21 +219,21 @@ impl AsyncWrite for Upstream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Mtls(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Mtls(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Mtls(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 
@@ -244,14 +244,14 @@ impl AsyncWrite for Upstream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Mtls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(io) => io.is_write_vectored(),
-            Self::Mtls(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
         }
     }
 }

@@ -5,10 +5,10 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -18,6 +18,8 @@ use weft_api::v1::{Ack, Ejection, Ejections, FromProxy, Hello, Rejection, Subscr
 
 use crate::backoff::Backoff;
 use crate::dial::{self, DialError, chain};
+use crate::dns;
+use crate::named::Named;
 use crate::settings::Settings;
 use crate::snapshot::{Snapshot, Target};
 use crate::status::Status;
@@ -76,11 +78,50 @@ pub struct Control {
     pub store: Arc<SnapshotStore>,
     /// Told how it goes.
     pub status: Arc<Status>,
+    /// What it was told by name.
+    pub names: Names,
+}
+
+/// Endpoints by name; nothing is looked up before there is one.
+#[derive(Debug, Default)]
+pub struct Names {
+    told: Mutex<Named>,
+    lookups: OnceLock<dns::Names>,
+    wanted: Notify,
 }
 
 impl Control {
-    /// Keeps the stream up, for ever.
+    /// Keeps the stream up, and names resolved, for ever. One task, so that there is one writer of the snapshot.
     pub async fn run(self) {
+        tokio::select! {
+            () = self.keep_stream() => {}
+            () = self.keep_names() => {}
+        }
+    }
+
+    // Also while there is no operator: names change without it.
+    async fn keep_names(&self) {
+        let lookups = loop {
+            match self.names.lookups.get() {
+                Some(lookups) => break lookups,
+                None => self.names.wanted.notified().await,
+            }
+        };
+        let mut changes = lookups.changes();
+        while changes.changed().await.is_ok() {
+            let found = Arc::clone(&changes.borrow_and_update());
+            let update = self.names.told().update(&found);
+            let (next, rejections) = self.store.load().apply(&update);
+            self.store.publish(next);
+            for rejection in &rejections {
+                tracing::warn!(resource = %rejection.resource, reason = %rejection.message, "the addresses of a name are of no use");
+            }
+        }
+        // Its task has ended, which it never does by itself.
+        std::future::pending().await
+    }
+
+    async fn keep_stream(&self) {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let mut said = Said::default();
         loop {
@@ -210,6 +251,7 @@ impl Control {
             Err(_) => true,
         });
         told.note(&update);
+        self.names.resolve(&mut update);
         let (next, mut rejections) = self.store.load().apply(&update);
         let (addresses, services) = (next.addresses.len(), next.services.len());
         self.store.publish(next);
@@ -242,8 +284,41 @@ impl Control {
         if snapshot.services.keys().any(|key| stale(key)) {
             let mut rest = Snapshot::clone(&snapshot);
             rest.services.retain(|key, _| !stale(key));
+            self.names.told().retain(|key| !stale(key));
             self.status.held(rest.addresses.len(), rest.services.len());
             self.store.publish(rest);
+        }
+    }
+}
+
+impl Names {
+    fn told(&self) -> MutexGuard<'_, Named> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // Puts addresses in place of names, as far as they are known, and has the others looked up.
+    fn resolve(&self, update: &mut ToProxy) {
+        let found = self.lookups.get().map(dns::Names::found).unwrap_or_default();
+        let mut told = self.told();
+        if !told.absorb(update, &found) {
+            return;
+        }
+        if self.lookups.get().is_none() {
+            match dns::Resolver::new(&[]) {
+                Ok(resolver) => {
+                    let (lookups, task) = dns::Names::new(resolver);
+                    tokio::spawn(task);
+                    if self.lookups.set(lookups).is_ok() {
+                        self.wanted.notify_one();
+                    }
+                }
+                Err(reason) => {
+                    tracing::error!(%reason, "names cannot be resolved: how, the system does not say")
+                }
+            }
+        }
+        if let Some(lookups) = self.lookups.get() {
+            lookups.want(told.wanted());
         }
     }
 }

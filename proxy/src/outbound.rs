@@ -1,6 +1,7 @@
 //! The path of a connection that the own application opens: where does it go, what does it speak, then HTTP or opaque
 //! bytes. Composes the steps; each of them is a module of its own.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use crate::snapshot::{Protocol, Service, Target};
 use crate::tcp::{self, Opaque};
 use crate::worker::Worker;
 
+mod outside;
+
 /// A client that has not spoken by then may be waiting for the server to speak first.
 const SILENCE: Duration = Duration::from_millis(10);
 /// A client that is to be told why it goes nowhere has this long to say what it speaks.
@@ -51,18 +54,22 @@ pub(crate) async fn serve(
     let accepted_at = client.local_addr().map_or(original, canonical);
     let lease = worker.proxy.store.lease(original);
     let connection = Connection { worker, peer, original, accepted: Instant::now() };
+    let mut outside = false;
     let spoken = match worker.proxy.store.resolve(original).await {
-        Ok(Target::External) if worker.proxy.store.load().registered_only() => {
-            connection.explain(client, Reason::NotRegistered).await
+        Ok(Target::External) => {
+            outside = true;
+            let snapshot = worker.proxy.store.load();
+            connection.outside(client, &snapshot).await
         }
-        Ok(Target::External) => return connection.external(client).await,
         Ok(target) => connection.by_service(client, &target).await,
         Err(reason) => connection.explain(client, reason).await,
     };
     let Some((wire, client)) = spoken else { return };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
     let phase = Phase::of(Ends { client: peer, called: original, accepted: accepted_at });
-    let handler = Outbound { worker: Rc::clone(worker), client: peer, original, phase, _lease: lease };
+    let unregistered = outside.then(OnceCell::new);
+    let handler =
+        Outbound { worker: Rc::clone(worker), client: peer, original, phase, unregistered, _lease: lease };
     if let Err(e) = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Outbound)).await {
         let own = worker.proxy.party(&worker.proxy.store.load());
         Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);
@@ -172,11 +179,6 @@ impl Connection<'_> {
     {
         let dial = tcp::dial(self.worker, self.peer, target);
         self.opaque(Some(service)).dial_and_run(client, dial).await;
-    }
-
-    async fn external(&self, client: TcpStream) {
-        let dial = tcp::dial_plain(self.worker, self.original);
-        self.opaque(None).dial_and_run(client, dial).await;
     }
 
     /// There is nowhere to go. HTTP is asked about once more with each request, and told.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
-use crate::control::Control;
+use crate::control::{Control, Names};
 use crate::identity;
 use crate::listener::{self, Bound, Listen};
 use crate::logging::{self, LogLevel};
@@ -137,6 +137,7 @@ impl Parts {
             tls: Arc::clone(&self.tls),
             store: Arc::clone(&self.store),
             status: Arc::clone(&self.status),
+            names: Names::default(),
         };
         let certificates =
             identity::run(Arc::clone(&self.settings), Arc::clone(&self.tls), Arc::clone(&self.status));

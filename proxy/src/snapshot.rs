@@ -17,9 +17,11 @@ use crate::balance::ramp::SlowStart;
 use crate::balance::strain::Strain;
 use crate::balance::tiers::{Locality, Plan};
 use crate::breaker::Breaker;
+use crate::egress::{Egress, Host};
 use crate::ewma::Latency;
 use crate::http::patience::Usual;
 use crate::limit::Limits;
+use crate::originate::Originate;
 use crate::outlier::judge::{Tally, Window};
 use crate::outlier::{Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
@@ -39,6 +41,8 @@ pub struct Snapshot {
     pub addresses: HashMap<SocketAddr, Target>,
     /// By "namespace/name:port".
     pub services: HashMap<Arc<str>, Arc<Service>>,
+    /// The external ones among them, by what tells that they are meant.
+    pub egress: Arc<Egress>,
     health: HealthChanges,
 }
 
@@ -145,6 +149,8 @@ pub struct Service {
     pub hosts: Vec<String>,
     /// What shaped it.
     pub sources: Vec<v1::Source>,
+    /// Outside of the cluster: the hosts that it is found by.
+    pub external: Option<Vec<Host>>,
     /// Carried over updates by key.
     pub live: Arc<ServiceLive>,
     // Of the message that it was parsed from: equal ones keep the same `Arc`.
@@ -180,6 +186,8 @@ pub struct Cluster {
     pub idle_timeout: Duration,
     /// After which a connection is replaced.
     pub max_requests_per_connection: Option<u32>,
+    /// TLS that the proxy speaks to the endpoints in the application's place.
+    pub tls: Option<Arc<Originate>>,
     /// Carried over updates by name.
     pub live: Arc<ClusterLive>,
     /// What RingHash and Maglev look at; only with them.
@@ -311,6 +319,12 @@ impl Snapshot {
     #[must_use]
     pub fn registered_only(&self) -> bool {
         self.workload.as_ref().is_some_and(|own| own.registered_only)
+    }
+
+    /// A destination that has no configuration, as a service with one endpoint, for HTTP that is passed on to it.
+    #[must_use]
+    pub fn unregistered(address: SocketAddr) -> Option<Arc<Service>> {
+        parse::unregistered(address).map(Arc::new)
     }
 
     /// The same without these addresses. Services stay until the operator removes them.

@@ -174,7 +174,12 @@ pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Targe
         } else {
             cluster.connect_timeout
         };
-        let connecting = connect::open(&worker.proxy.tls, endpoint.addr, identity, Alpn::Tcp, limit);
+        let connecting = async {
+            match &cluster.tls {
+                Some(originate) => originate.open(endpoint.addr, Alpn::Tcp, limit).await,
+                None => connect::open(&worker.proxy.tls, endpoint.addr, identity, Alpn::Tcp, limit).await,
+            }
+        };
         match Box::pin(connecting).await {
             Ok(stream) => {
                 cluster.live.usual.observe(now.elapsed());

@@ -91,13 +91,26 @@ fn mesh_service(resource: &MeshService, known: &Known) -> Findings {
             field: "spec.target.service".into(),
             message: format!(
                 "Service {} is already described by MeshService {}: change that one",
-                resource.spec.target.service,
+                resource.spec.target.service.as_deref().unwrap_or_default(),
                 other.metadata.name.as_deref().unwrap_or_default()
             ),
         });
     }
-    if !known.services.contains_key(&resource.spec.target.service) {
-        found.warnings.push(missing_service("spec.target.service", &resource.spec.target.service));
+    for other in known.mesh_services.iter().filter(|other| other.metadata.name != resource.metadata.name) {
+        if let Some((port, what)) = validate::same_external(&resource.spec.target, &other.spec.target) {
+            found.problems.push(Problem {
+                field: "spec.target.external".into(),
+                message: format!(
+                    "{what} at port {port} is already registered by MeshService {}: change that one",
+                    other.metadata.name.as_deref().unwrap_or_default()
+                ),
+            });
+        }
+    }
+    if let Some(service) = resource.spec.target.service.as_ref()
+        && !known.services.contains_key(service)
+    {
+        found.warnings.push(missing_service("spec.target.service", service));
     }
     found.warnings.extend(broken_policies(resource, known));
     found

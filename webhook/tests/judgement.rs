@@ -78,6 +78,30 @@ fn a_second_mesh_service_for_a_service_is_refused() {
 }
 
 #[test]
+fn an_external_service_is_no_missing_service_and_is_registered_once() {
+    let external = |name: &str, host: &str| {
+        let external = json!({"hosts": [host], "ports": [{"port": 443, "protocol": "Tls"}]});
+        resource("MeshService", name, json!({"target": {"external": external}}))
+    };
+    let mut known = shop();
+    assert_eq!(created(&external("api", "api.example.com"), &known), Answer::allow(vec![]));
+    known.mesh_services.push(Arc::new(serde_json::from_value(external("api", "api.example.com")).unwrap()));
+    assert_eq!(created(&external("web", "www.example.com"), &known), Answer::allow(vec![]));
+    assert_eq!(
+        refusal(&created(&external("late", "api.example.com"), &known)),
+        "spec.target.external: api.example.com at port 443 is already registered by MeshService api: change that one"
+    );
+    let target = json!([{"kind": "MeshService", "name": "api"}]);
+    let policy = |rule: Value| resource("TrafficPolicy", "p", json!({"targetRefs": target, "rules": [rule]}));
+    assert_eq!(created(&policy(json!({"timeout": "1s"})), &known), Answer::allow(vec![]));
+    let answer = created(&policy(json!({"split": [{"service": "back", "weight": 1}]})), &known);
+    assert!(
+        refusal(&answer).contains("spec.rules[0].split: MeshService api is an external service"),
+        "{answer:?}"
+    );
+}
+
+#[test]
 fn a_second_policy_for_a_port_is_refused() {
     let answer = created(&policy("other", "back", &json!([])), &shop());
     assert!(

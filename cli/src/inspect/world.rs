@@ -107,7 +107,7 @@ impl World {
             None => facts.push(fact("mesh service", "-", "defaults")),
         }
         let chosen = self.describing(name).map(ResourceExt::name_any);
-        for other in self.mesh_services.iter().filter(|m| m.spec.target.service == name) {
+        for other in self.mesh_services.iter().filter(|m| m.spec.target.service.as_deref() == Some(name)) {
             if Some(other.name_any()) != chosen {
                 facts.push(fact(
                     "mesh service",
@@ -123,7 +123,7 @@ impl World {
 
     pub fn about_mesh_service(&self, name: &str) -> Option<Vec<Fact>> {
         let mesh = self.mesh_services.iter().find(|m| m.name_any() == name)?;
-        let target = mesh.spec.target.service.as_str();
+        let target = &*mesh.spec.target.key(name);
         let mut facts = vec![self.service_fact(target)];
         if let Some(chosen) = self.describing(target).filter(|chosen| chosen.name_any() != name) {
             facts.push(fact(
@@ -154,6 +154,7 @@ impl World {
                 facts.push(fact("target", &target.name, "this MeshService does not exist"));
                 continue;
             };
+            let service = &*service;
             let mut found = self.service_fact(service);
             found.aspect = "target".into();
             if let Some(port) = target.port {
@@ -234,7 +235,7 @@ impl World {
 
     /// The MeshService that counts for a Service.
     fn describing(&self, service: &str) -> Option<&MeshService> {
-        let candidates = self.mesh_services.iter().filter(|m| m.spec.target.service == service);
+        let candidates = self.mesh_services.iter().filter(|m| m.spec.target.key(&m.name_any()) == service);
         candidates.min_by(|a, b| older(&a.metadata, &b.metadata))
     }
 
@@ -243,7 +244,7 @@ impl World {
         for policy in &self.traffic_policies {
             for target in &policy.spec.target_refs {
                 if validate::target_service(Some(&self.namespace), target, &self.mesh_services)
-                    == Some(service)
+                    .is_some_and(|key| key == service)
                 {
                     let ports =
                         target.port.map_or_else(|| "all ports".to_owned(), |port| format!("port {port}"));

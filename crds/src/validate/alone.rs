@@ -2,8 +2,12 @@
 
 use super::Problem;
 use super::texts::{is_label_key, regex};
+use crate::mesh_service::{External, ExternalPort};
 use crate::{MeshService, PeerAuthentication, TrafficPolicy};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Problems of a MeshService by itself: label keys.
 #[must_use]
@@ -15,7 +19,62 @@ pub fn mesh_service(resource: &MeshService) -> Vec<Problem> {
     let weights = weights.map(|(i, w)| (format!("spec.balancer.weights[{i}].labels"), &w.labels));
     let failover = spec.balancer.iter().flat_map(|b| b.failover.iter().enumerate());
     let failover = failover.map(|(i, p)| (format!("spec.balancer.failover[{i}].labels"), &p.labels));
-    subsets.chain(weights).chain(failover).flat_map(|(field, labels)| bad_keys(field, labels)).collect()
+    let labels = subsets.chain(weights).chain(failover).flat_map(|(field, labels)| bad_keys(field, labels));
+    labels.chain(spec.target.external.iter().flat_map(external)).collect()
+}
+
+/// Addresses that are neither IP addresses nor names, and bundles that are no certificates.
+fn external(external: &External) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (i, endpoint) in external.endpoints.iter().enumerate() {
+        if endpoint.address.parse::<IpAddr>().is_err() && !is_host(&endpoint.address) {
+            problems.push(Problem {
+                field: format!("spec.target.external.endpoints[{i}].address"),
+                message: format!(
+                    "`{}` is neither an IP address nor a full name in lower case, such as db.example.com: leave out schemes and ports",
+                    endpoint.address.chars().take(80).collect::<String>()
+                ),
+            });
+        }
+    }
+    let address_only =
+        |port: &&ExternalPort| port.tls.as_ref().is_some_and(|t| t.sni.as_ref().is_some_and(|n| !is_host(n)));
+    for port in external.ports.iter().filter(address_only) {
+        problems.push(Problem {
+            field: "spec.target.external.ports".into(),
+            message: format!(
+                "tls.sni of port {} is not a name in lower case, such as api.example.com",
+                port.port
+            ),
+        });
+    }
+    for port in &external.ports {
+        let Some(bundle) = port.tls.as_ref().and_then(|tls| tls.ca_bundle.as_deref()) else { continue };
+        if certificates(bundle).is_none() {
+            problems.push(Problem {
+                field: "spec.target.external.ports".into(),
+                message: format!(
+                    "tls.caBundle of port {} is not a list of certificates in PEM: paste each from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----, and nothing secret",
+                    port.port
+                ),
+            });
+        }
+    }
+    problems
+}
+
+/// The certificates (DER) of a bundle; `None` when it holds none, or anything else.
+#[must_use]
+pub fn certificates(pem: &str) -> Option<Vec<Vec<u8>>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let all: Vec<Vec<u8>> = all.ok()?.into_iter().map(|der| der.to_vec()).collect();
+    (!all.is_empty() && !pem.contains("PRIVATE KEY")).then_some(all)
+}
+
+/// A name of a host, whole, in lower case.
+fn is_host(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    name.len() <= 253 && name.split('.').all(|l| !l.is_empty() && l.len() <= 63 && l.bytes().all(fits))
 }
 
 /// Problems of a PeerAuthentication by itself: label keys.
@@ -105,5 +164,26 @@ mod tests {
             "{}",
             problems[0]
         );
+    }
+
+    #[test]
+    fn the_endpoints_of_an_external_service_are_addresses_or_names() {
+        let problems = |address: &str, bundle: &str| {
+            let spec = json!({"target": {"external": {"hosts": ["a.example"],
+                "ports": [{"port": 80, "protocol": "Http1", "tls": {"sni": "a.example", "caBundle": bundle}}],
+                "endpoints": [{"address": address}]}}});
+            mesh_service(&MeshService::new("m", serde_json::from_value(spec).unwrap()))
+        };
+        let bundle = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        for good in ["192.0.2.1", "2001:db8::1", "db.example.com", "localhost"] {
+            assert_eq!(problems(good, bundle), [], "{good}");
+        }
+        for bad in ["https://db", "db:80", "Db", "a..b", "[::1]", ""] {
+            assert_eq!(problems(bad, bundle)[0].field, "spec.target.external.endpoints[0].address", "{bad}");
+        }
+        let key = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
+        for bad in ["", "no", "-----BEGIN CERTIFICATE-----\n!", key, &format!("{bundle}{key}")] {
+            assert!(problems("192.0.2.1", bad)[0].message.contains("is not a list of certificates"), "{bad}");
+        }
     }
 }

@@ -8,11 +8,11 @@ mod targets;
 mod texts;
 mod traffic_policy;
 
-pub use alone::{mesh_service, peer_authentication, traffic_policy};
+pub use alone::{certificates, mesh_service, peer_authentication, traffic_policy};
 pub use peer_authentication::{Scope, Shadow, scope, shadow};
-pub use targets::{older, same_target, target_service};
+pub use targets::{older, same_external, same_target, target_service};
 pub use texts::{MAX_REGEX_SIZE, regex};
-pub use traffic_policy::{ServiceRef, conflict, service_refs, unresolved};
+pub use traffic_policy::{ServiceRef, conflict, service_refs, unresolved, within_cluster_only};
 
 use std::fmt;
 

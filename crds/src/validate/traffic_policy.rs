@@ -2,6 +2,7 @@
 
 use super::Problem;
 use super::targets::{describing, target_service};
+use crate::mesh_service::Target;
 use crate::traffic_policy::{TargetKind, TargetRef};
 use crate::{MeshService, TrafficPolicy};
 use std::borrow::Borrow;
@@ -32,6 +33,7 @@ pub fn conflict<M: Borrow<MeshService>>(
         let theirs = other.spec.target_refs.iter().find(|theirs| overlap(namespace, ours, theirs, mesh_services))?;
         let port = ours.port.or(theirs.port).map_or_else(String::new, |port| format!("port {port} of "));
         let service = target_service(namespace, ours, mesh_services)
+            .filter(|key| Target::external_of(key).is_none())
             .map_or_else(|| format!("MeshService {}", ours.name), |service| format!("Service {service}"));
         Some(Problem {
             field: format!("spec.targetRefs[{i}]"),
@@ -67,6 +69,9 @@ pub fn unresolved<M: Borrow<MeshService>>(policy: &TrafficPolicy, mesh_services:
     let mut targets = Vec::new();
     for (i, target) in policy.spec.target_refs.iter().enumerate() {
         match target_service(namespace, target, mesh_services) {
+            Some(key) if Target::external_of(&key).is_some() => {
+                problems.extend(within_cluster_only(policy, &target.name));
+            }
             Some(service) if !targets.contains(&service) => targets.push(service),
             Some(_) => {}
             None => problems.push(Problem {
@@ -81,15 +86,33 @@ pub fn unresolved<M: Borrow<MeshService>>(policy: &TrafficPolicy, mesh_services:
     for (r, rule) in policy.spec.rules.iter().enumerate() {
         for (b, backend) in rule.split.iter().enumerate() {
             let Some(subset) = backend.subset.as_deref() else { continue };
-            let services =
-                backend.service.as_deref().map_or_else(|| targets.clone(), |service| vec![service]);
+            let services = backend.service.as_deref().map_or_else(|| targets.clone(), |s| vec![s.into()]);
             problems.extend(services.into_iter().filter_map(|service| {
-                missing_subset(subset, service, describing(namespace, service, mesh_services))
+                missing_subset(subset, &service, describing(namespace, &service, mesh_services))
                     .map(|message| Problem { field: format!("spec.rules[{r}].split[{b}].subset"), message })
             }));
         }
     }
     problems
+}
+
+/// What rules may not say of an external service: it has no pods that could be subsets, or keep a limit.
+#[must_use]
+pub fn within_cluster_only(policy: &TrafficPolicy, mesh_service: &str) -> Vec<Problem> {
+    let says = |field: String| Problem {
+        message: format!(
+            "MeshService {mesh_service} is an external service, without pods, subsets and Services beside it: leave this out, or target a Service in a policy of its own"
+        ),
+        field,
+    };
+    let rules = policy.spec.rules.iter().enumerate();
+    rules
+        .flat_map(|(r, rule)| {
+            let split = (!rule.split.is_empty()).then(|| says(format!("spec.rules[{r}].split")));
+            let limit = rule.rate_limit.as_ref().map(|_| says(format!("spec.rules[{r}].rateLimit")));
+            split.into_iter().chain(limit)
+        })
+        .collect()
 }
 
 fn missing_subset(subset: &str, service: &str, mesh_service: Option<&MeshService>) -> Option<String> {
@@ -122,7 +145,10 @@ pub fn service_refs<M: Borrow<MeshService>>(policy: &TrafficPolicy, mesh_service
             "spec.targetRefs[{i}].{}",
             if target.kind == TargetKind::Service { "name" } else { "kind" }
         );
-        let name = target_service(namespace, target, mesh_services)?.to_owned();
+        let name = target_service(namespace, target, mesh_services)?.into_owned();
+        if Target::external_of(&name).is_some() {
+            return None;
+        }
         Some(ServiceRef { field, name, port: target.port })
     });
     let backends = policy.spec.rules.iter().enumerate().flat_map(|(r, rule)| {

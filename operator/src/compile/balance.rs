@@ -7,7 +7,7 @@ use weft_api::v1;
 
 use crate::index::{Pod, selects};
 
-const DEFAULT_WEIGHT: u32 = 100;
+pub const DEFAULT_WEIGHT: u32 = 100;
 
 fn given(spec: Option<&MeshServiceSpec>) -> Option<&Balancer> {
     spec.and_then(|spec| spec.balancer.as_ref())

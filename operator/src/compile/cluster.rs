@@ -36,6 +36,11 @@ impl<'a> Maker<'a> {
         Self { index, members: BTreeMap::from([(member.at, member)]), described: None, name }
     }
 
+    /// For an external service; its endpoints are not the index's business.
+    pub fn external(index: &'a Index, described: &'a InForce<MeshServiceSpec>, name: String) -> Self {
+        Self { index, members: BTreeMap::new(), described: Some(described), name }
+    }
+
     /// The cluster of all endpoints.
     pub fn whole(&self, sources: &mut Vec<Source>) -> v1::Cluster {
         self.make(self.name.clone(), |_| true, sources)

@@ -6,7 +6,7 @@ use weft_api::v1::{self, Source};
 
 use super::cluster::{Maker, source};
 use super::endpoints::Member;
-use super::{protocol, route};
+use super::{external, protocol, route};
 use crate::index::{Index, Key, Pod, Service, ServiceId, ServicePort, Space};
 
 /// The service of that id; `None` when there is no such Service, port or pod.
@@ -15,7 +15,9 @@ pub fn service(index: &Index, id: &ServiceId) -> Option<v1::Service> {
     match id {
         ServiceId::Service(key, port) => {
             let space = index.space(&key.namespace)?;
-            let service = space.services.get(&key.name)?;
+            let Some(service) = space.services.get(&key.name) else {
+                return external::service(index, space, key, *port);
+            };
             let port = service.port(*port)?;
             Some(of_service(index, space, service, port))
         }
@@ -58,6 +60,7 @@ fn of_service(index: &Index, space: &Space, service: &Service, port: &ServicePor
         sources: tidy(sources),
         default_cluster,
         hosts: hosts(key),
+        ..v1::Service::default()
     }
 }
 
@@ -129,8 +132,8 @@ fn of_pod(index: &Index, pod: &std::sync::Arc<Pod>, port: u16) -> Option<v1::Ser
         clusters,
         sources: tidy(sources),
         default_cluster: key.clone(),
-        hosts: Vec::new(),
         key,
+        ..v1::Service::default()
     })
 }
 

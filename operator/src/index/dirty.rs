@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
+use weft_crds::mesh_service::Target;
+
 use super::Key;
 use super::space::Settled;
 use crate::compile;
@@ -18,6 +20,8 @@ pub struct Dirty {
     pub ips: HashSet<IpAddr>,
     /// Something changed that concerns only the leader: a namespace, a policy's verdict.
     pub leader: bool,
+    /// Namespaces whose external services came or went.
+    pub external: HashSet<String>,
     /// Namespaces to be settled.
     pub(super) unsettled: BTreeSet<String>,
     /// Services whose pods and addresses are affected too.
@@ -28,7 +32,11 @@ impl Dirty {
     /// Nothing is affected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.pods.is_empty() && self.ips.is_empty() && !self.leader
+        self.services.is_empty()
+            && self.pods.is_empty()
+            && self.ips.is_empty()
+            && self.external.is_empty()
+            && !self.leader
     }
 
     /// Marks the services whose policies came to something else.
@@ -47,6 +55,10 @@ impl Dirty {
         differing(&before.remembered_services, &now.remembered_services).for_each(&mut mark);
         let subsets = differing(&before.remembered_subsets, &now.remembered_subsets);
         subsets.map(|(service, _)| service).for_each(&mut mark);
+        let external = |key: &&&String| Target::external_of(key).is_some();
+        if described.iter().any(|key| external(&key)) {
+            self.external.insert(namespace.to_owned());
+        }
         // The description says which protocol a port speaks, which the callee's proxy wants to know too.
         self.reshaped.extend(described.into_iter().map(|name| Key::new(namespace, name)));
         // Rate limits are kept by the callee's proxy.

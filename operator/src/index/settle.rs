@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use weft_crds::mesh_service::Target;
 use weft_crds::traffic_policy::{Backend, TargetKind, TargetRef};
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec, validate};
 
 use super::policy::{InForce, Resource, Spec, Tracked};
 use super::space::{Governing, Labels, Refusal, Settled, Space, Verdict};
@@ -47,19 +48,38 @@ fn describe(resources: &mut BTreeMap<String, Tracked<MeshServiceSpec>>, settled:
         }
         let mut verdict = Verdict { refused: invalid(tracked), ..Verdict::default() };
         if let Some(good) = &tracked.good {
-            let service = &good.spec.target.service;
-            if let Some(older) = settled.described.get(service) {
-                verdict.refused.get_or_insert(Refusal::Conflicted(format!(
-                    "MeshService {} is older and describes Service {service} already; keep one of the two",
+            let key = good.spec.target.key(&name);
+            let conflict = match settled.described.get(&*key) {
+                Some(older) => Some(format!(
+                    "MeshService {} is older and describes Service {key} already; keep one of the two",
                     older.key.name
-                )));
-            } else {
-                verdict.in_force = Some(good.generation);
-                settled.described.insert(service.clone(), good.clone());
+                )),
+                None => registered_twice(&good.spec.target, settled),
+            };
+            match conflict {
+                Some(why) => {
+                    verdict.refused.get_or_insert(Refusal::Conflicted(why));
+                }
+                None => {
+                    verdict.in_force = Some(good.generation);
+                    settled.described.insert(key.into_owned(), good.clone());
+                }
             }
         }
         settled.mesh_services.insert(name, verdict);
     }
+}
+
+/// Of two external services that are found by the same the older counts.
+fn registered_twice(target: &Target, settled: &Settled) -> Option<String> {
+    target.external.as_ref()?;
+    settled.described.values().find_map(|older| {
+        let (port, what) = validate::same_external(target, &older.spec.target)?;
+        Some(format!(
+            "MeshService {} is older and registers {what} at port {port} already; keep one of the two",
+            older.key.name
+        ))
+    })
 }
 
 fn say_missing_service(
@@ -67,8 +87,8 @@ fn say_missing_service(
     (name, tracked): (&String, &Tracked<MeshServiceSpec>),
     settled: &mut Settled,
 ) {
-    let service = tracked.now.spec.as_ref().map(|spec| &spec.target.service);
-    if let Ok(service) = service
+    let service = tracked.now.spec.as_ref().map(|spec| spec.target.service.as_ref());
+    if let Ok(Some(service)) = service
         && !space.services.contains_key(service)
         && let Some(verdict) = settled.mesh_services.get_mut(name)
     {
@@ -161,7 +181,7 @@ fn target(space: &Space, target: &TargetRef) -> Option<String> {
         TargetKind::Service => Some(target.name.clone()),
         TargetKind::MeshService => {
             let good = space.mesh_services.get(&target.name)?.good.as_ref()?;
-            Some(good.spec.target.service.clone())
+            Some(good.spec.target.key(&target.name).into_owned())
         }
     }
 }
@@ -177,6 +197,10 @@ fn missing(space: &Space, settled: &Settled, spec: &TrafficPolicySpec, namespace
             ));
             continue;
         };
+        if let Some(mesh_service) = Target::external_of(&name) {
+            sentences.extend(missing_outside(settled, spec, &name, mesh_service, reference.port));
+            continue;
+        }
         let Some(service) = space.services.get(&name) else {
             sentences.insert(format!(
                 "targetRefs means Service {name}, which does not exist in namespace {namespace}"
@@ -218,6 +242,29 @@ fn missing(space: &Space, settled: &Settled, spec: &TrafficPolicySpec, namespace
         }
     }
     sentences.into_iter().collect()
+}
+
+/// What a policy says of an external service that has no meaning there.
+fn missing_outside(
+    settled: &Settled,
+    spec: &TrafficPolicySpec,
+    key: &str,
+    mesh_service: &str,
+    port: Option<u16>,
+) -> Vec<String> {
+    let external = settled.described.get(key).and_then(|d| d.spec.target.external.as_ref());
+    let ports = external.map(|e| e.ports.as_slice()).unwrap_or_default();
+    let mut sentences: Vec<String> =
+        validate::within_cluster_only(&TrafficPolicy::new("", spec.clone()), mesh_service)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+    if let Some(port) = port
+        && !ports.iter().any(|p| p.port == port)
+    {
+        sentences.push(format!("MeshService {mesh_service} has no port {port}, which targetRefs names"));
+    }
+    sentences
 }
 
 /// Notes, for every Service and subset that a policy in force sends to, what it is now or was last.

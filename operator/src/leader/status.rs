@@ -167,7 +167,22 @@ fn mesh_service(
 ) -> Map<String, Value> {
     let mut more = Map::new();
     let Ok(spec) = &resource.spec else { return more };
-    let name = &spec.target.service;
+    let name = &*spec.target.key(&resource.key.name);
+    if let Some(external) = &spec.target.external {
+        let total = external.endpoints.len().max(1);
+        let key = Key::new(&resource.key.namespace, name);
+        let hosts: std::collections::BTreeSet<_> = ejected
+            .get(&key)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .filter_map(|at| at.parse::<std::net::SocketAddr>().ok())
+            .map(|at| at.ip())
+            .collect();
+        more.insert("endpoints".into(), json!(format!("{}/{total}", total.saturating_sub(hosts.len()))));
+        more.insert("inMesh".into(), json!(0));
+        more.insert("ejected".into(), json!(hosts.len()));
+        return more;
+    }
     let states = space.services.get(name).map(|s| endpoint_states(space, s)).unwrap_or_default();
     let key = Key::new(&resource.key.namespace, name);
     let hosts: std::collections::BTreeSet<_> = ejected

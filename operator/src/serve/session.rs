@@ -1,12 +1,13 @@
 //! One proxy's subscription: what it was sent, what it acknowledged, what it has to be sent next. No I/O and no time:
 //! `stream` moves the bytes.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message;
 use weft_api::v1::{self, AppliedRow, Source, ToProxy};
+use weft_crds::mesh_service::Target as Described;
 
 use crate::compile::{self, Target};
 use crate::index::{Key, ServiceId};
@@ -53,6 +54,8 @@ pub struct Session {
     workload: Option<v1::Workload>,
     addresses: HashMap<String, Held>,
     services: HashMap<ServiceId, (Arc<v1::Service>, usize)>,
+    /// External services, which no address leads to: they are there for whoever calls them.
+    external: BTreeSet<ServiceId>,
     /// By "workload" or key of the service.
     sent: HashMap<String, Sent>,
     outstanding: VecDeque<(u64, Vec<String>)>,
@@ -73,12 +76,15 @@ impl Session {
             workload: None,
             addresses: HashMap::new(),
             services: HashMap::new(),
+            external: BTreeSet::new(),
             sent: HashMap::new(),
             outstanding: VecDeque::new(),
             topics: HashMap::new(),
             joined: Vec::new(),
             left: Vec::new(),
         };
+        session.join(Topic::External(pod.namespace.clone()));
+        session.join(Topic::External(String::new()));
         session.join(Topic::Pod(pod));
         session
     }
@@ -163,6 +169,7 @@ impl Session {
         if topics.contains(&Topic::Pod(self.pod.clone())) {
             self.refresh_workload(view, &mut update);
         }
+        self.refresh_external(view, topics, &mut update);
         let affected: Vec<(String, SocketAddr)> = self
             .addresses
             .iter()
@@ -185,6 +192,28 @@ impl Session {
         if self.workload.as_ref() != Some(&workload) {
             self.workload = Some(workload.clone());
             update.workload = Some(workload);
+        }
+    }
+
+    fn refresh_external(&mut self, view: &View<'_>, topics: &HashSet<Topic>, update: &mut Update) {
+        let concerned = |topic: &Topic| match topic {
+            Topic::External(_) => true,
+            Topic::Service(key) => Described::external_of(&key.name).is_some(),
+            Topic::Pod(_) | Topic::Ip(_) => false,
+        };
+        if !topics.iter().any(concerned) {
+            return;
+        }
+        let mut now = BTreeSet::new();
+        for id in compile::external_for(view.index, &self.pod.namespace) {
+            let Some(compiled) = view.service(&id) else { continue };
+            self.hold(&id, compiled, self.external.contains(&id), update);
+            now.insert(id);
+        }
+        for gone in std::mem::replace(&mut self.external, now) {
+            if !self.external.contains(&gone) {
+                self.release(Some(gone), update);
+            }
         }
     }
 
@@ -375,7 +404,7 @@ struct Update {
     workload: Option<v1::Workload>,
     services: BTreeMap<String, Arc<v1::Service>>,
     addresses: Vec<v1::Address>,
-    removed: std::collections::BTreeSet<String>,
+    removed: BTreeSet<String>,
 }
 
 /// Whether no Service and no pod has the address.

@@ -28,6 +28,7 @@ impl Control {
             tls: Arc::clone(&self.tls),
             store: Arc::clone(&self.store),
             status: Arc::clone(&self.status),
+            names: Names::default(),
         }
     }
 }
@@ -45,6 +46,7 @@ async fn start_through(operator: &Operator, port: u16) -> Proxy {
         tls: Arc::new(Tls::new()),
         store: Arc::new(SnapshotStore::new()),
         status: Arc::new(Status::new(Arc::new(crate::metrics::Metrics::new()))),
+        names: Names::default(),
     };
     identity::sign(&control.settings, &control.tls).await.unwrap();
     let task = tokio::spawn(control.share().run());
@@ -387,4 +389,31 @@ async fn an_operator_that_falls_silent_is_noticed() {
         sleep(Duration::from_millis(50)).await;
     }
     assert!(proxy.store().load().workload.is_some());
+}
+
+#[tokio::test]
+async fn an_endpoint_by_name_is_resolved_and_the_operator_is_not_asked() {
+    let mut operator = Operator::start();
+    let proxy = start(&operator).await;
+    let mut session = opened(&mut operator).await;
+    let mut external = service(&[]);
+    external.key = "shop/api.external:443".to_owned();
+    external.egress = Some(v1::Egress { hosts: vec!["localhost".to_owned()] });
+    external.protocol = v1::Protocol::Tls.into();
+    external.clusters[0].endpoints =
+        vec![v1::Endpoint { host: "localhost".to_owned(), host_port: 443, weight: 1, ..Default::default() }];
+    let ack = session.send(ToProxy { services: vec![external], ..Default::default() }).await;
+    assert_eq!(ack.rejections, []);
+    let addresses = || {
+        let snapshot = proxy.store().load();
+        let cluster = &snapshot.services["shop/api.external:443"].default_cluster;
+        cluster.endpoints.iter().map(|e| e.addr.to_string()).collect::<Vec<_>>()
+    };
+    for _ in 0..500 {
+        if addresses().contains(&"127.0.0.1:443".to_owned()) {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not resolved: {:?}", addresses());
 }

@@ -92,6 +92,15 @@ fn is_host(host: &[u8]) -> bool {
         && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%[]:".contains(b))
 }
 
+/// Whom a request is for, as the client wrote it: RFC 9112 section 3.2.2, RFC 9113 section 8.3.1.
+#[must_use]
+pub fn authority<B>(request: &Request<B>) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(HOST)?.to_str().ok(),
+    }
+}
+
 /// The protocol that the client wants to change to, if it is one that can pass through.
 #[must_use]
 pub fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
@@ -117,6 +126,16 @@ pub fn forward_request(headers: &mut HeaderMap, version: Version) {
             headers.insert(CONNECTION, HeaderValue::from_static("te"));
         }
     }
+}
+
+/// For a request that goes on over TLS: RFC 9113 section 8.3.1 wants the scheme to be true.
+pub fn to_https(uri: &mut Uri) {
+    let mut parts = std::mem::take(uri).into_parts();
+    if parts.scheme.is_some() {
+        parts.scheme = Some(http::uri::Scheme::HTTPS);
+    }
+    // The parts were those of a whole one.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
 /// Makes a response's head fit for the client.

@@ -1,6 +1,7 @@
 //! One request of the own application: route, admit, balance, send, retry, respond. The straight line of the data path;
 //! each decision is a pure function elsewhere.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::outlier;
 use crate::record::{Direction, Party};
 use crate::retry::{self, Attempt, Failed, GRPC_UNAVAILABLE, Pushback, RetryPolicy};
 use crate::route::{self, Route};
-use crate::snapshot::{Cluster, Endpoint, HashOn, Service, Target};
+use crate::snapshot::{Cluster, Endpoint, HashOn, Service, Snapshot, Target};
 use crate::store::Lease;
 use crate::worker::Worker;
 
@@ -43,6 +44,8 @@ pub(crate) struct Outbound {
     pub(crate) original: SocketAddr,
     /// Where the connection stands.
     pub(crate) phase: Phase,
+    /// Its address was nothing of the cluster when it was opened; then, made when needed, what stands for that address.
+    pub(crate) unregistered: Option<OnceCell<Arc<Service>>>,
     /// Keeps the destination in the configuration.
     pub(crate) _lease: Lease,
 }
@@ -67,11 +70,10 @@ impl Handler for Outbound {
         let (service, pinned) = match target {
             Ok(Target::Service(service)) => (service, None),
             Ok(Target::Pinned(service, endpoint)) => (service, Some(endpoint)),
-            Ok(Target::External) if snapshot.registered_only() => {
-                return exchange.refuse(&Reason::NotRegistered.into());
-            }
-            // The service was deleted while the connection was open.
-            Ok(Target::External) => return exchange.refuse(&Reason::NoHealthyEndpoint.into()),
+            Ok(Target::External) => match self.outside(&snapshot, &request) {
+                Ok(service) => (service, None),
+                Err(reason) => return exchange.refuse(&reason.into()),
+            },
             Err(reason) => return exchange.refuse(&reason.into()),
         };
         self.forward(exchange, request, wire, &service, pinned.as_ref()).await
@@ -96,6 +98,26 @@ impl Stands {
 }
 
 impl Outbound {
+    /// The external service that a request means; without any, the address itself, where that is allowed.
+    fn outside(&self, snapshot: &Snapshot, request: &Request<Incoming>) -> Result<Arc<Service>, Reason> {
+        let port = snapshot.egress.port(self.original.port());
+        if let Some(service) = port.and_then(|port| port.by_authority(headers::authority(request)?)) {
+            return Ok(Arc::clone(service));
+        }
+        if snapshot.registered_only() {
+            return Err(Reason::NotRegistered);
+        }
+        // Otherwise its service was deleted while the connection was open.
+        let unregistered = self.unregistered.as_ref().ok_or(Reason::NoHealthyEndpoint)?;
+        match unregistered.get() {
+            Some(service) => Ok(Arc::clone(service)),
+            None => {
+                let made = Snapshot::unregistered(self.original).ok_or(Reason::NoHealthyEndpoint)?;
+                Ok(Arc::clone(unregistered.get_or_init(|| made)))
+            }
+        }
+    }
+
     async fn forward(
         &self,
         mut exchange: Box<Exchange>,
@@ -122,7 +144,7 @@ impl Outbound {
             Some(on) if pinned.is_none() => self.key(&mut exchange, on, &request),
             _ => None,
         };
-        let (template, upgrade) = self.template(&mut exchange, request, wire, route);
+        let (template, upgrade) = self.template(&mut exchange, request, wire, route, cluster.tls.is_some());
         let deadline = route.timeout.map(|timeout| exchange.started() + timeout);
         let mut tried = Vec::new();
         let mut retry_permit = None;
@@ -216,6 +238,7 @@ impl Outbound {
         mut request: Request<Incoming>,
         wire: Wire,
         route: &Route,
+        to_https: bool,
     ) -> (Template, Option<OnUpgrade>) {
         let protocol = headers::wanted_upgrade(&request);
         let upgrade = protocol.as_ref().map(|_| hyper::upgrade::on(&mut request));
@@ -228,6 +251,8 @@ impl Outbound {
         if wire == Wire::Http1 {
             headers::to_origin_form(&mut head.uri, &mut head.headers);
             headers::ensure_host(&mut head.headers, self.original);
+        } else if to_https {
+            headers::to_https(&mut head.uri);
         }
         exchange.body = Source::new(body, route.retry.max_body);
         exchange.body.tell(&self.phase);

@@ -84,7 +84,10 @@ pub(crate) async fn open(
     let (worker, destination) = (Rc::clone(worker), to.clone());
     let mut opening = Box::pin(async move {
         let (proxy, to, begin) = (&worker.proxy, &destination, Instant::now());
-        let stream = connect::open(&proxy.tls, to.addr(), to.identity(), alpn, to.connect_timeout()).await?;
+        let stream = match to.originate() {
+            Some(originate) => originate.open(to.addr(), alpn, to.connect_timeout()).await?,
+            None => connect::open(&proxy.tls, to.addr(), to.identity(), alpn, to.connect_timeout()).await?,
+        };
         let counted = Counted::new(proxy, stream).with_place(permit, &worker.pool.freed);
         Ok(TokioIo::new(match to {
             Destination::Endpoint { cluster, .. } => {

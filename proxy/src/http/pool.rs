@@ -21,6 +21,7 @@ use weft_api::Identity;
 use super::body::Outgoing;
 use crate::error::Error;
 use crate::lost::Socket;
+use crate::originate::Originate;
 use crate::snapshot::{Cluster, ClusterLive, Endpoint, EndpointLive};
 
 /// Connections kept per host, beyond which one that becomes idle is closed.
@@ -59,6 +60,13 @@ impl Destination {
         match self {
             Self::Endpoint { endpoint, own: false, .. } => endpoint.identity.as_deref(),
             _ => None,
+        }
+    }
+
+    pub(crate) fn originate(&self) -> Option<&Originate> {
+        match self {
+            Self::Endpoint { cluster, .. } => cluster.tls.as_deref(),
+            Self::App(_) => None,
         }
     }
 

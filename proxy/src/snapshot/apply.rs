@@ -18,6 +18,7 @@ use super::{
 use crate::balance::table::{Kind, Share, Table};
 use crate::balance::tiers::Place;
 use crate::breaker::{Breaker, Limits};
+use crate::egress::Egress;
 
 impl Snapshot {
     /// The snapshot after an update, and what of the update was not taken.
@@ -48,6 +49,8 @@ impl Snapshot {
 
         let mut carried = Carried::default();
         let mut changed = HashSet::new();
+        let own = |snapshot: &Self| snapshot.workload.as_ref().map(|own| Arc::clone(&own.namespace));
+        let mut egress_changed = own(&next) != own(self);
         // Who has come to know where it is sees its endpoints in another order.
         let reread = if next.place() == self.place() { Vec::new() } else { self.by_place() };
         let services = reread.iter().map(|message| (&**message, true));
@@ -62,13 +65,20 @@ impl Snapshot {
             match parse::service(message, fingerprint, &mut carried) {
                 Ok(service) => {
                     changed.insert(Arc::clone(&service.key));
-                    next.services.insert(Arc::clone(&service.key), Arc::new(service));
+                    egress_changed |= service.external.is_some();
+                    let before = next.services.insert(Arc::clone(&service.key), Arc::new(service));
+                    egress_changed |= before.is_some_and(|before| before.external.is_some());
                 }
                 Err(invalid) => reject(&message.key, invalid),
             }
         }
         for key in &update.removed_services {
-            next.services.remove(key.as_str());
+            let before = next.services.remove(key.as_str());
+            egress_changed |= before.is_some_and(|before| before.external.is_some());
+        }
+        if egress_changed {
+            let own = own(&next).unwrap_or_default();
+            next.egress = Arc::new(Egress::of(next.services.values(), &own));
         }
         if !changed.is_empty() {
             next.retarget(&changed);

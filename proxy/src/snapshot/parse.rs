@@ -13,6 +13,8 @@ use weft_api::{Identity, v1};
 use super::apply::Carried;
 use super::{Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
 use crate::breaker::Limits;
+use crate::egress::Host;
+use crate::originate::Originate;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
 use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
@@ -151,6 +153,14 @@ pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Car
         clusters,
         hosts: message.hosts.clone(),
         sources: message.sources.clone(),
+        external: message
+            .egress
+            .as_ref()
+            .map(|egress| {
+                list("hosts", &egress.hosts, |text| Host::parse(text).map_err(|e| Invalid::new("", e)))
+            })
+            .transpose()
+            .map_err(|e| e.within("egress"))?,
         live: carried.service(&key),
         key,
         fingerprint,
@@ -178,6 +188,7 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
         connect_timeout: millis(message.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT),
         idle_timeout: millis(message.idle_timeout_ms).unwrap_or(IDLE_TIMEOUT),
         max_requests_per_connection: unless_zero(message.max_requests_per_connection),
+        tls: message.tls.as_ref().map(originate).transpose()?,
         live,
         name,
         hash: balance::hash(balancer, message)?,
@@ -186,6 +197,40 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
         panic_threshold: message.panic_threshold_percent.min(100),
         plan,
     })
+}
+
+fn originate(message: &v1::OriginateTls) -> Result<Arc<Originate>> {
+    Originate::new(&message.sni, &message.roots_der).map(Arc::new).map_err(|e| Invalid::new("tls", e))
+}
+
+/// A service of one endpoint, under no policy.
+pub(super) fn unregistered(address: SocketAddr) -> Option<Service> {
+    const NAME: &str = "unregistered";
+    let endpoint = v1::Endpoint { address: address.to_string(), weight: 1, ..Default::default() };
+    let cluster = v1::Cluster {
+        name: NAME.into(),
+        endpoints: vec![endpoint],
+        connect_timeout_ms: 10_000,
+        ..Default::default()
+    };
+    let route = v1::Route {
+        backends: vec![v1::Backend { cluster: NAME.into(), weight: 1 }],
+        retry: Some(v1::Retry::default()),
+        ..Default::default()
+    };
+    let message = v1::Service {
+        key: NAME.into(),
+        namespace: NAME.into(),
+        name: NAME.into(),
+        port: address.port().into(),
+        routes: vec![route],
+        clusters: vec![cluster],
+        default_cluster: NAME.into(),
+        ..Default::default()
+    };
+    let service = service(&message, 0, &mut Carried::default()).ok()?;
+    // As for opaque bytes, it has no name in logs and metrics.
+    Some(Service { key: Arc::default(), namespace: Arc::default(), name: Arc::default(), ..service })
 }
 
 /// Where the operator says nothing.

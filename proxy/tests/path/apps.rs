@@ -11,8 +11,10 @@ use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 pub type Body = BoxBody<Bytes, Infallible>;
 
@@ -150,4 +152,42 @@ pub fn with_trailers(pieces: &[&'static str], trailers: HeaderMap) -> Body {
 pub async fn nobody() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap()
+}
+
+/// The same as [`echo`] over TLS, choosing among `protocols` by ALPN.
+pub async fn tls_echo(
+    (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    protocols: &[&str],
+) -> (SocketAddr, Seen) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let seen = Seen::default();
+    let counted = seen.clone();
+    let addr = tcp(move |stream| {
+        let (acceptor, counted) = (acceptor.clone(), counted.clone());
+        async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            counted.connections.fetch_add(1, Ordering::SeqCst);
+            let session = stream.get_ref().1;
+            let name = session.server_name().unwrap_or("-").to_owned();
+            let alpn = String::from_utf8_lossy(session.alpn_protocol().unwrap_or(b"-")).into_owned();
+            let service = service_fn(move |request: Request<Incoming>| {
+                counted.requests.fetch_add(1, Ordering::SeqCst);
+                let said = format!("{alpn} {name} {}", request.uri());
+                async move { Ok::<_, Infallible>(text(said)) }
+            });
+            let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await;
+        }
+    })
+    .await;
+    (addr, seen)
 }

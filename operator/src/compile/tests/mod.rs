@@ -2,6 +2,7 @@
 
 mod addresses;
 mod balance;
+mod external;
 mod last_good;
 mod limits;
 mod order;

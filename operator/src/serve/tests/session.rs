@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use serde_json::json;
 use weft_api::v1::{Ack, Subscribe, ToProxy, address::Target};
 
 use crate::index::testing::*;
@@ -146,4 +147,49 @@ impl Picture {
     fn forget(&mut self, held: &HashSet<&str>) {
         self.addresses.retain(|text, _| held.contains(text.as_str()));
     }
+}
+
+#[test]
+fn external_services_are_told_without_being_asked_for_and_follow_their_policies() {
+    let external = |hosts: serde_json::Value| {
+        let external = json!({ "hosts": hosts, "ports": [{ "port": 443, "protocol": "Tls" }] });
+        let Object::MeshService(entry) =
+            mesh_service("shop/api", 1, 0, json!({ "target": { "external": external } }))
+        else {
+            unreachable!()
+        };
+        entry
+    };
+    let store = store(vec![mesh_service(
+        "other/api",
+        1,
+        0,
+        json!({ "target": { "external": { "hosts": ["b.example"], "ports": [{ "port": 443, "protocol": "Tls" }] } } }),
+    )]);
+    let mut session = Session::new(Key::new("shop", "p"));
+    let topics: HashSet<Topic> = session.topics().0.into_iter().collect();
+    assert_eq!(store.view(|view| session.refresh(view, &topics)), [], "another namespace's are not its own");
+
+    store.apply(Change::Apply(external(json!(["a.example"]))));
+    let sent = store.view(|view| session.refresh(view, &HashSet::from([Topic::External("shop".into())])));
+    assert_eq!((sent.len(), &*sent[0].services[0].key), (1, "shop/api.external:443"));
+    let about = HashSet::from([Topic::Service(Key::new("shop", "api.external"))]);
+    assert_eq!(store.view(|view| session.refresh(view, &about)), [], "nothing new");
+
+    let Object::MeshService(entry) = mesh_service(
+        "shop/api",
+        2,
+        0,
+        json!({ "target": { "external": { "hosts": ["c.example"], "ports": [{ "port": 443, "protocol": "Tls" }] } } }),
+    ) else {
+        unreachable!()
+    };
+    store.apply(Change::Apply(entry));
+    let sent = store.view(|view| session.refresh(view, &about));
+    assert_eq!(sent[0].services[0].hosts, ["c.example"]);
+    store.apply(Change::<crate::index::policy::Resource<weft_crds::MeshServiceSpec>>::Delete(Key::new(
+        "shop", "api",
+    )));
+    let sent = store.view(|view| session.refresh(view, &about));
+    assert_eq!(sent[0].removed_services, ["shop/api.external:443"]);
 }
