@@ -16,7 +16,7 @@ OWN_CLUSTER := $(filter environment command line,$(origin KUBECONFIG))
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures clean
+	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures soak clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,10 @@ demo-clean: ## Remove the demo, Weft, and the cluster when it is ours
 
 figures: images cluster-up images-load install ## Measure what the closing notes quote, into target/figures.json
 	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-figures
+
+soak: build-static ## Ten minutes of churn on two proxies (SECONDS_EACH=n); they must hold afterwards what they held before
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-soak
+	$(STATIC)/weft-soak --proxy $(STATIC)/weft-proxy --seconds $(or $(SECONDS_EACH),600)
 
 clean: cluster-down ## End the cluster and remove build results
 	cargo clean
