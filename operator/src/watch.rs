@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::core::{ApiResource, DynamicObject};
+use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Error, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -20,7 +20,7 @@ use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
 use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use crate::index::policy::Resource;
-use crate::index::{Change, Entry, Key, Namespace, Pod, Service, Slice};
+use crate::index::{Change, Entry, Key, Namespace, Node, Pod, Service, Slice};
 use crate::metrics::{Kind, Metrics};
 use crate::store::Store;
 
@@ -28,7 +28,7 @@ use crate::store::Store;
 const PAGE: u32 = 250;
 /// A connection that died silently is noticed after this, in seconds.
 const WATCH_TIMEOUT: u32 = 120;
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// How many kinds have not been listed yet.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ pub fn start(
     tasks.spawn(feed("services").run(Api::<core::Service>::all(c()), Service::read));
     tasks.spawn(feed("endpointslices").run(Api::<EndpointSlice>::all(c()), Slice::read));
     tasks.spawn(feed("pods").run(Api::<core::Pod>::all(c()), Pod::read));
+    // Labels are all that is wanted of them, and metadata all that is asked for.
+    tasks.spawn(feed("nodes").run(Api::<PartialObjectMeta<core::Node>>::all(c()), Node::read));
 
     let mesh_services = ApiResource::erase::<MeshService>(&());
     let api = Api::<DynamicObject>::all_with(c(), &mesh_services);

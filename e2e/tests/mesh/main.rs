@@ -3,6 +3,7 @@
 
 mod abuse;
 mod admission;
+mod balancing;
 mod faults;
 mod identity;
 mod injection;

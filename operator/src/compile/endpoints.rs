@@ -98,6 +98,11 @@ pub fn compile(index: &Index, member: &Member<'_>, weight: u32, sources: &mut Ve
     let Some(pod) = member.pod else { return endpoint };
     endpoint.pod.clone_from(&pod.key.name);
     endpoint.workload.clone_from(&pod.workload);
+    let (zone, region) = index.place_of(pod);
+    if endpoint.zone.is_empty() {
+        zone.clone_into(&mut endpoint.zone);
+    }
+    region.clone_into(&mut endpoint.region);
     if pod.mesh {
         let authentication = authentication(index, pod);
         if authentication.at(member.at.port()) == MtlsMode::Disable {

@@ -43,6 +43,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
     }
     port_protocol.extend(by_service.into_iter().map(|(port, protocol)| (port, i32::from(protocol))));
 
+    let (zone, region) = index.place_of(pod);
     v1::Workload {
         namespace: pod.key.namespace.clone(),
         pod: pod.key.name.clone(),
@@ -56,7 +57,8 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         port_service: port_service.into_iter().map(|(port, (_, name))| (port, name)).collect(),
         inbound_rules: in_order(inbound_rules),
         outbound_policy: v1::OutboundPolicy::from(index.outbound_policy_of(pod)).into(),
-        ..v1::Workload::default()
+        zone: zone.to_owned(),
+        region: region.to_owned(),
     }
 }
 

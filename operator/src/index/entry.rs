@@ -186,21 +186,12 @@ impl Entry for Pod {
         for ip in entry.iter().flat_map(|p| &p.ips) {
             index.by_pod_ip.entry(*ip).or_default().insert(key.clone());
         }
+        index.move_pod(key, before.as_deref(), entry.as_ref());
         for pod in before.as_deref().into_iter().chain(&entry) {
             dirty.ips.extend(&pod.ips);
-            mark_services_of(index, pod, dirty);
+            mark_pod(index, pod, dirty);
         }
         let space = index.spaces.entry(key.namespace.clone()).or_default();
-        // Services that are gone but still sent to have no slices: their pods are those that they selected.
-        for (name, service) in &space.settled.remembered_services {
-            let selected =
-                |pod: &Pod| !service.selector.is_empty() && selects(&service.selector, &pod.labels);
-            if !space.services.contains_key(name)
-                && (before.as_deref().is_some_and(selected) || entry.as_ref().is_some_and(selected))
-            {
-                dirty.services.insert(Key::new(&key.namespace, name));
-            }
-        }
         let count = entry.as_ref().map_or(0, bundled);
         let was = before.as_deref().map_or(0, bundled);
         dirty.leader |= (space.mesh_pods == 0) != (space.mesh_pods + count - was == 0);
@@ -214,13 +205,21 @@ impl Entry for Pod {
 }
 
 /// Services that have the pod, or an address of it, as an endpoint.
-fn mark_services_of(index: &Index, pod: &Pod, dirty: &mut Dirty) {
+pub(super) fn mark_pod(index: &Index, pod: &Pod, dirty: &mut Dirty) {
     for services in pod.ips.iter().filter_map(|ip| index.by_endpoint_ip.get(ip)) {
         dirty.services.extend(services.keys().cloned());
     }
     let space = index.spaces.get(&pod.key.namespace);
     if let Some(services) = space.and_then(|s| s.services_of_pod.get(&pod.key.name)) {
         dirty.services.extend(services.keys().map(|name| Key::new(&pod.key.namespace, name)));
+    }
+    // Services that are gone but still sent to have no slices: their pods are those that they selected.
+    let gone = |space: &Space, name: &String| !space.services.contains_key(name);
+    for (name, service) in space.into_iter().flat_map(|s| &s.settled.remembered_services) {
+        let selected = !service.selector.is_empty() && selects(&service.selector, &pod.labels);
+        if selected && space.is_some_and(|space| gone(space, name)) {
+            dirty.services.insert(Key::new(&pod.key.namespace, name));
+        }
     }
 }
 
@@ -285,7 +284,7 @@ impl Entry for Resource<PeerAuthenticationSpec> {
         };
         for pod in touched {
             dirty.pods.insert(pod.key.clone());
-            mark_services_of(index, &pod, dirty);
+            mark_pod(index, &pod, dirty);
             let space = index.spaces.get(&pod.key.namespace);
             for (name, service) in space.iter().flat_map(|s| &s.settled.remembered_services) {
                 if selects(&service.selector, &pod.labels) {

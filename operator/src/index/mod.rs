@@ -5,6 +5,7 @@
 mod dirty;
 mod entry;
 mod key;
+mod node;
 mod outbound;
 mod pod;
 pub mod policy;
@@ -24,6 +25,7 @@ use weft_api::{Identity, TrustDomain};
 pub use dirty::Dirty;
 pub use entry::{Change, Entry};
 pub use key::{BadServiceId, Key, ServiceId};
+pub use node::Node;
 pub use outbound::OutboundPolicy;
 pub use pod::{Namespace, Pod, Probe, ProbeKind, selects};
 pub use service::{Service, ServicePort, Slice, SliceEndpoint, TargetPort};
@@ -39,11 +41,14 @@ pub struct Index {
     pub outbound_policy: OutboundPolicy,
     /// Namespaces.
     pub namespaces: BTreeMap<String, Namespace>,
+    nodes: BTreeMap<String, Node>,
     spaces: HashMap<String, Space>,
     by_service_ip: HashMap<IpAddr, BTreeSet<Key>>,
     /// Services that have an endpoint at the address, and in how many slices.
     by_endpoint_ip: HashMap<IpAddr, BTreeMap<Key, usize>>,
     by_pod_ip: HashMap<IpAddr, BTreeSet<Key>>,
+    /// Pods of each node, known or not.
+    by_node: HashMap<String, BTreeSet<Key>>,
     version: u64,
     /// The version at which something last changed that the service is compiled from.
     service_versions: HashMap<Key, u64>,
@@ -58,10 +63,12 @@ impl Index {
             trust_domain,
             outbound_policy: OutboundPolicy::default(),
             namespaces: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             spaces: HashMap::new(),
             by_service_ip: HashMap::new(),
             by_endpoint_ip: HashMap::new(),
             by_pod_ip: HashMap::new(),
+            by_node: HashMap::new(),
             version: 0,
             service_versions: HashMap::new(),
         }
@@ -142,6 +149,8 @@ impl Index {
             && self.by_service_ip.is_empty()
             && self.by_endpoint_ip.is_empty()
             && self.by_pod_ip.is_empty()
+            && self.nodes.is_empty()
+            && self.by_node.is_empty()
             && self.service_versions.is_empty()
     }
 
@@ -222,10 +231,11 @@ impl Index {
 
     /// How many of each kind are held.
     #[must_use]
-    pub fn sizes(&self) -> [(&'static str, usize); 7] {
+    pub fn sizes(&self) -> [(&'static str, usize); 8] {
         let sum = |f: fn(&Space) -> usize| self.spaces.values().map(f).sum();
         [
             ("namespaces", self.namespaces.len()),
+            ("nodes", self.nodes.len()),
             ("services", sum(|s| s.services.len())),
             ("endpointslices", sum(|s| s.slices.len())),
             ("pods", sum(|s| s.pods.len())),

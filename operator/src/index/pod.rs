@@ -32,6 +32,8 @@ pub struct Pod {
     pub opted_in: bool,
     /// Its addresses are those of its node.
     pub host_network: bool,
+    /// The node that it runs on.
+    pub node: Option<String>,
     /// Ready condition.
     pub ready: bool,
     /// All containers have ended; its addresses may belong to another pod.
@@ -116,6 +118,7 @@ impl Pod {
             mesh: labelled(names::INJECTED) && has_proxy && !host_network,
             opted_in: labelled(names::INJECT),
             host_network,
+            node: spec.node_name.filter(|name| !name.is_empty()),
             ready: status
                 .conditions
                 .unwrap_or_default()

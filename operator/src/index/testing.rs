@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::Resource;
-use super::{Change, Dirty, Entry, Index, Key, Namespace, Pod, Service, Slice};
+use super::{Change, Dirty, Entry, Index, Key, Namespace, Node, Pod, Service, Slice};
 
 /// An object of any kind.
 #[derive(Clone, Debug)]
@@ -15,6 +15,7 @@ pub enum Object {
     Service(Service),
     Slice(Slice),
     Pod(Pod),
+    Node(Node),
     MeshService(Resource<MeshServiceSpec>),
     Policy(Resource<TrafficPolicySpec>),
     Authentication(Resource<PeerAuthenticationSpec>),
@@ -27,6 +28,7 @@ impl Object {
             Self::Service(o) => index.apply(Change::Apply(o)),
             Self::Slice(o) => index.apply(Change::Apply(o)),
             Self::Pod(o) => index.apply(Change::Apply(o)),
+            Self::Node(o) => index.apply(Change::Apply(o)),
             Self::MeshService(o) => index.apply(Change::Apply(o)),
             Self::Policy(o) => index.apply(Change::Apply(o)),
             Self::Authentication(o) => index.apply(Change::Apply(o)),
@@ -42,6 +44,7 @@ impl Object {
             Self::Service(o) => gone(index, o),
             Self::Slice(o) => gone(index, o),
             Self::Pod(o) => gone(index, o),
+            Self::Node(o) => gone(index, o),
             Self::MeshService(o) => gone(index, o),
             Self::Policy(o) => gone(index, o),
             Self::Authentication(o) => gone(index, o),
@@ -162,6 +165,20 @@ pub fn annotated_pod(key: &str, ip: &str, annotations: Value) -> Object {
         "status": { "phase": "Running", "podIPs": [{ "ip": ip }] },
     }));
     Object::Pod(Pod::read(object).unwrap())
+}
+
+/// A node with these labels of place; empty: none.
+pub fn node(name: &str, zone: &str, region: &str) -> Object {
+    let mut labels = json!({ "kubernetes.io/hostname": name });
+    for (label, value) in [("zone", zone), ("region", region)] {
+        if !value.is_empty() {
+            labels[format!("topology.kubernetes.io/{label}")] = json!(value);
+        }
+    }
+    let object = json!({
+        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": { "name": name, "labels": labels },
+    });
+    Object::Node(Node::read(parse(object)).unwrap())
 }
 
 pub fn mesh_service(key: &str, generation: i64, created: i64, spec: Value) -> Object {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use weft_api::v1::{self, hash::Key};
 
 use super::{compiled, shop};
+use crate::index::Index;
 use crate::index::testing::*;
 
 fn with(balancer: &Value) -> v1::Cluster {
@@ -76,4 +77,51 @@ fn the_first_entry_of_failover_that_fits_is_the_priority_and_none_is_the_last() 
         priorities(json!([{ "labels": { "app": "back" } }, { "labels": { "tier": "warm" } }])),
         [0, 0]
     );
+}
+
+fn on(pod: &str, app: &str, ip: &str, node: &str) -> Object {
+    pod_of(pod, json!({ "app": app }), ip, true, json!({ "nodeName": node }))
+}
+
+#[test]
+fn endpoints_and_workloads_are_where_their_nodes_are_whatever_is_known_first() {
+    let mut objects = shop();
+    objects[2] = on("shop/back-1", "back", "10.0.0.1", "n1");
+    objects[3] = on("shop/back-2", "back", "10.0.0.2", "n2");
+    objects.push(on("shop/front-1", "front", "10.0.0.3", "n2"));
+    let mut index = index_of(objects);
+    let places = |index: &Index| -> Vec<(String, String)> {
+        let cluster = compiled(index, "shop/back:80").clusters.remove(0);
+        cluster.endpoints.into_iter().map(|e| (e.zone, e.region)).collect()
+    };
+    let pair = |zone: &str, region: &str| (zone.to_owned(), region.to_owned());
+    assert_eq!(places(&index), [pair("", ""), pair("", "")]);
+    let before = index.service_version(&key_of("shop/back"));
+    node("n1", "a", "r").apply(&mut index);
+    assert!(index.service_version(&key_of("shop/back")) > before);
+    let dirty = node("n2", "b", "r").apply(&mut index);
+    for pod in ["shop/back-2", "shop/front-1"] {
+        assert!(dirty.pods.contains(&key_of(pod)), "{dirty:?}");
+    }
+    assert!(!dirty.pods.contains(&key_of("shop/back-1")));
+    assert_eq!(places(&index), [pair("a", "r"), pair("b", "r")]);
+    let front = index.pod(&key_of("shop/front-1")).unwrap();
+    let own = crate::compile::workload(&index, front);
+    assert_eq!((own.zone.as_str(), own.region.as_str()), ("b", "r"));
+    // The same again is no change, and a node that goes takes its place with it.
+    assert!(node("n2", "b", "r").apply(&mut index).is_empty());
+    node("n2", "b", "r").delete(&mut index);
+    assert_eq!(places(&index), [pair("a", "r"), pair("", "")]);
+}
+
+#[test]
+fn the_zone_of_a_slice_counts_before_that_of_the_node() {
+    let mut objects = shop();
+    if let Object::Slice(slice) = &mut objects[1] {
+        slice.endpoints[0].zone = "hinted".into();
+    }
+    objects[2] = on("shop/back-1", "back", "10.0.0.1", "n1");
+    objects.push(node("n1", "a", "r"));
+    let cluster = compiled(&index_of(objects), "shop/back:80").clusters.remove(0);
+    assert_eq!((cluster.endpoints[0].zone.as_str(), cluster.endpoints[0].region.as_str()), ("hinted", "r"));
 }

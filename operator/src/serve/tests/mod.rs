@@ -96,6 +96,7 @@ impl Operator {
             Object::Service(o) => store.apply(Change::Apply(o)),
             Object::Slice(o) => store.apply(Change::Apply(o)),
             Object::Pod(o) => store.apply(Change::Apply(o)),
+            Object::Node(o) => store.apply(Change::Apply(o)),
             Object::MeshService(o) => store.apply(Change::Apply(o)),
             Object::Policy(o) => store.apply(Change::Apply(o)),
             Object::Authentication(o) => store.apply(Change::Apply(o)),
