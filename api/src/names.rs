@@ -79,3 +79,9 @@ pub const REASON_HEADER: &str = "weft-reason";
 pub const IDENTITY_HEADER: &str = "weft-client-identity";
 /// Request id header, made by the first proxy when absent.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+
+/// Tells a rate limit apart from all others of the mesh. `service`: "namespace/name:port"; `rule`: "policy/rule".
+#[must_use]
+pub fn limit_id(service: &str, rule: &str) -> String {
+    format!("{service}#{rule}")
+}

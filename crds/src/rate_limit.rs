@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A token bucket, kept by the proxy of each pod behind the target Service, which no caller can go around. What goes beyond
+/// A token bucket, kept by the proxies of the pods behind the target Service, which no caller can go around. What goes beyond
 /// it is answered with 429, reason `rate-limited`, `retry-after`, and the fields `RateLimit` and `RateLimit-Policy`
 /// (draft-ietf-httpapi-ratelimit-headers-09), which responses within the limit have too; to a gRPC client with
 /// RESOURCE_EXHAUSTED. Pods without a proxy do not limit.
@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("duration(self.per) >= duration('1s') && duration(self.per) <= duration('1h')").message(
         "rateLimit.per must be between 1s and 1h: for 10 in 100ms write requests: 100, per: 1s, burst: 10"
+    ),
+    validation = Rule::new("!has(self.scope) || self.scope != 'Mesh' || !has(self.key)").message(
+        "rateLimit with scope: Mesh counts all requests together, because only one number is shared among the replicas: remove key, or use scope: Pod"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +32,11 @@ pub struct RateLimit {
     /// A bucket for each value of a part of the request. Default: one bucket for all requests of the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<RateLimitKey>,
+    /// `Pod`: each pod has buckets of its own, so that a Service takes as many times more as it has pods. `Mesh`: the limit is that
+    /// of all pods behind a port of the Service together; the operator shares it out among them by demand, several times a
+    /// second. Default: Pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<RateLimitScope>,
 }
 
 /// What tells buckets apart. About 8,000 values have a bucket of their own at a time; beyond that the least used ones share.
@@ -80,4 +88,14 @@ pub enum RateLimitKeyType {
     Header,
     /// Segments of the path.
     Path,
+}
+
+/// Whose requests are counted together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RateLimitScope {
+    /// Those of each pod.
+    #[default]
+    Pod,
+    /// Those of all pods behind a port of the Service.
+    Mesh,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 mod flow;
 
-pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType};
+pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType, RateLimitScope};
 pub use flow::GrpcStatus;
 
 /// How requests to a Service are matched, split, timed out and retried. One TrafficPolicy at most governs a port of a Service:

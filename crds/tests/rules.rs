@@ -211,6 +211,14 @@ fn a_rate_limit_is_bounded_and_its_key_says_of_what() {
     refused(POLICY, limit(json!({ "requests": 1 })), "required \"per\"");
     refused(POLICY, limit(json!({ "requests": 1, "per": "500ms" })), "between 1s and 1h");
     refused(POLICY, limit(json!({ "requests": 1, "per": "61m" })), "between 1s and 1h");
+    passes(POLICY, limit(json!({ "requests": 1, "per": "1s", "scope": "Mesh" })));
+    passes(
+        POLICY,
+        limit(json!({ "requests": 1, "per": "1s", "scope": "Pod", "key": { "type": "Identity" } })),
+    );
+    refused(POLICY, limit(json!({ "requests": 1, "per": "1s", "scope": "Cluster" })), "enum");
+    let both = json!({ "requests": 1, "per": "1s", "scope": "Mesh", "key": { "type": "Identity" } });
+    refused(POLICY, limit(both), "counts all requests together");
     refused(POLICY, keyed(json!({})), "required \"type\"");
     refused(POLICY, keyed(json!({ "type": "Cookie" })), "enum");
     refused(POLICY, keyed(json!({ "type": "Header" })), "needs header with type Header");

@@ -12,5 +12,6 @@ pub mod metrics;
 pub mod run;
 pub mod serve;
 pub mod settings;
+pub mod share;
 pub mod store;
 pub mod watch;

@@ -57,6 +57,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let shared = Arc::new(Shared {
         store,
         fleet: Arc::new(Fleet::default()),
+        limits: Arc::default(),
         authority: Arc::clone(&authority),
         serving: Arc::new(serving),
         metrics,

@@ -26,8 +26,11 @@ use crate::status::Status;
 use crate::store::{Changes, SnapshotStore};
 use crate::tls::Tls;
 
+mod demands;
 #[cfg(test)]
 mod tests;
+
+use demands::Demands;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -167,18 +170,31 @@ impl Control {
         let mut told = Told::default();
         let mut ejection_changes = self.store.load().ejection_changes();
         let mut report_at = Some(Instant::now());
+        let mut demands = Demands::new();
+        demands.follow(&self.store.load());
         let mut expiry = interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 update = updates.message() => {
                     let update = update?.ok_or(StreamError::Closed)?;
+                    backoff.reset();
+                    demands::grant(&self.store.load(), &update.rate_shares);
+                    // Shares come several times a second, by themselves, and are not acknowledged.
+                    if update.version == 0 {
+                        continue;
+                    }
                     let ack = self.apply(update, &mut told);
                     to_operator.tell(Message::Ack(ack)).await?;
-                    backoff.reset();
+                    demands.follow(&self.store.load());
                     // An endpoint that went may have been ejected.
                     if !told.ejected.is_empty() {
                         report_at.get_or_insert(told.reported + EJECTIONS_EVERY);
+                    }
+                }
+                () = at(demands.at) => {
+                    if let Some(wanted) = demands.look(&self.store.load()) {
+                        to_operator.tell(Message::Demands(wanted)).await?;
                     }
                 }
                 changes = self.store.changes() => {

@@ -17,10 +17,12 @@ use crate::route::{self, RequestMatch};
 pub mod buckets;
 pub mod gcra;
 pub mod key;
+pub mod share;
 
 use buckets::Buckets;
 use gcra::{Draw, Rate};
 use key::{Asked, Key};
+use share::Shared;
 
 /// draft-ietf-httpapi-ratelimit-headers-09 section 3: the policy, which does not change ...
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -63,6 +65,8 @@ pub struct Limit {
     key: Key,
     rate: Rate,
     buckets: Arc<Buckets>,
+    /// Of a limit that all replicas keep together.
+    shared: Option<Shared>,
     /// For the client: the name as an item of a structured field, and the whole policy.
     item: Box<str>,
     policy: HeaderValue,
@@ -125,15 +129,18 @@ impl Limit {
         name: &str,
         (requests, per, burst): (u32, Duration, u32),
         key: Key,
+        mesh: bool,
         last: Option<&Self>,
     ) -> Self {
         let buckets = last.filter(|last| last.key == key).map(|last| Arc::clone(&last.buckets));
         let fresh = || Arc::new(if key == Key::All { Buckets::one() } else { Buckets::by_key() });
-        let item = item(name);
+        let (item, rate) = (item(name), Rate::new(requests, per, burst));
+        let last_share = last.and_then(|last| last.shared.as_ref());
         Self {
             policy: value(format_args!("{item};q={requests};w={}", seconds(per))),
             buckets: buckets.unwrap_or_else(fresh),
-            rate: Rate::new(requests, per, burst),
+            shared: mesh.then(|| Shared::new(rate, last_share)),
+            rate,
             name: name.into(),
             id,
             key,
@@ -147,7 +154,21 @@ impl Limit {
             _ => self.key.hash(asked, self.buckets.hasher()),
         };
         let bucket = hash.map_or_else(|| self.buckets.only(), |hash| self.buckets.of(hash));
-        self.rate.draw(bucket, clock::nanos(now))
+        let rate = self.shared.as_ref().map_or(self.rate, Shared::ask);
+        rate.draw(bucket, clock::nanos(now))
+    }
+
+    /// This replica's part, of a limit that all replicas keep together.
+    #[must_use]
+    pub const fn shared(&self) -> Option<&Shared> {
+        self.shared.as_ref()
+    }
+
+    /// Another part of it, in millionths.
+    pub(crate) fn grant(&self, share: u32, now: u64) {
+        if let Some(shared) = &self.shared {
+            shared.grant(share, self.buckets.only(), now);
+        }
     }
 }
 
@@ -199,7 +220,7 @@ mod tests {
     use crate::route::PathMatch;
 
     fn limit(name: &str, requests: u32, burst: u32, key: Key, last: Option<&Limit>) -> Limit {
-        Limit::new(name.into(), name, (requests, Duration::from_secs(1), burst), key, last)
+        Limit::new(name.into(), name, (requests, Duration::from_secs(1), burst), key, false, last)
     }
 
     fn rule(prefix: Option<&str>, limit: Option<Limit>) -> Rule {

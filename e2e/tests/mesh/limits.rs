@@ -53,6 +53,36 @@ fn beyond_the_limit_there_is_429_and_the_client_is_told_when_to_come_back() {
 }
 
 #[test]
+fn a_limit_of_scope_mesh_holds_over_all_replicas_within_five_percent() {
+    scenario("ratelimit-mesh", Injection::Label, |ns| {
+        App::new("back").replicas(3).deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        let limit = json!({ "requests": 100, "per": "1s", "burst": 50, "scope": "Mesh" });
+        ns.apply_json(&policy("back", json!([{ "rateLimit": limit }])))?;
+        let seconds = 20;
+        let load = || client.load("http://back/", 250, Duration::from_secs(seconds), &[])?.finish();
+        eventually("it is in force, and the parts have settled", SOON, || {
+            let reply = client.get_many("http://back/", 200, 4, &[])?;
+            ensure!(
+                reply.iter().any(|reply| reply.reason() == Reason::RateLimited.as_str()),
+                "nothing is refused"
+            );
+            Ok(())
+        })?;
+        eventually("the limit, all replicas together", Duration::from_secs(120), || {
+            let load = load()?;
+            let refused = load.reasons.get(Reason::RateLimited.as_str()).copied().unwrap_or_default();
+            ensure!(load.ok() + refused == load.sent, "other failures: {}", load.summary());
+            ensure!(load.pods.len() == 3, "not all replicas were called: {}", load.summary());
+            let error = load.ok() as f64 / (100 * seconds) as f64 - 1.0;
+            println!("scope Mesh over 3 replicas: {} admitted, off by {:.2} %", load.ok(), error * 100.0);
+            ensure!(error.abs() <= 0.05, "off by {:.2} %: {}", error * 100.0, load.summary());
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_limit_by_identity_gives_each_caller_its_own() {
     scenario("ratelimit-identity", Injection::Label, |ns| {
         App::new("back").deploy(ns)?;

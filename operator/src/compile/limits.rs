@@ -1,13 +1,14 @@
 //! Rate limits of a pod: for each port of a Service that leads to it, the rules of the TrafficPolicy in force, as far as it
 //! takes to tell which requests are limited. Pure.
 
+use weft_api::names;
 use weft_api::v1::{self, Source, rate_limit::Key};
 use weft_crds::TrafficPolicySpec;
 use weft_crds::traffic_policy as crd;
 
 use super::cluster::source;
 use super::route;
-use crate::index::{Service, ServicePort, Space};
+use crate::index::{Index, Service, ServicePort, Space};
 
 /// Whether any rule limits.
 #[must_use]
@@ -47,8 +48,31 @@ fn rate_limit(given: &crd::RateLimit) -> v1::RateLimit {
         per_ms: given.per.as_millis(),
         burst: given.burst.unwrap_or(given.requests),
         key: given.key.as_ref().and_then(key),
-        mesh: false,
+        mesh: shared(given),
     }
+}
+
+/// Whether all replicas keep it together.
+fn shared(given: &crd::RateLimit) -> bool {
+    given.scope == Some(crd::RateLimitScope::Mesh)
+}
+
+/// Whether there is any limit that replicas keep together.
+#[must_use]
+pub fn any_shared(index: &Index) -> bool {
+    let governing = index.spaces().flat_map(|(_, space)| space.settled.governed.values().flatten());
+    let mut rules = governing.flat_map(|governing| &governing.policy.spec.rules);
+    rules.any(|rule| rule.rate_limit.as_ref().is_some_and(shared))
+}
+
+/// Whether a pod keeps a limit of that id together with others.
+#[must_use]
+pub fn keeps(workload: &v1::Workload, id: &str) -> bool {
+    workload.inbound_rules.iter().any(|port| {
+        let mut shared =
+            port.rules.iter().filter(|rule| rule.rate_limit.as_ref().is_some_and(|limit| limit.mesh));
+        shared.any(|rule| names::limit_id(&port.service, &rule.name) == id)
+    })
 }
 
 fn key(given: &crd::RateLimitKey) -> Option<Key> {

@@ -1,11 +1,12 @@
 //! What only one replica may do: trust bundles, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
-//! the status of resources, Events. Each is observe → plan (pure) → apply; none is needed for running traffic.
+//! the status of resources, Events, dividing shared limits. Each is observe → plan (pure) → apply; none is needed for running traffic.
 
 mod bundle;
 mod conditions;
 mod ejections;
 mod events;
 mod lease;
+pub(crate) mod limits;
 mod mirror;
 pub(crate) mod replicas;
 mod root;
@@ -57,6 +58,7 @@ impl Leader {
         parts.spawn(mirror::keep(self.clone()));
         parts.spawn(webhooks::keep(self.clone()));
         parts.spawn(root::keep(self.clone(), events.clone()));
+        parts.spawn(limits::keep(self.clone()));
         parts.spawn(status::keep(self.clone(), events));
         tokio::select! {
             () = term.cancelled() => {}

@@ -66,7 +66,7 @@ impl Replicas {
 }
 
 /// Addresses of the other ready replicas.
-fn others(shared: &Shared, settings: &Settings) -> Vec<IpAddr> {
+pub(super) fn others(shared: &Shared, settings: &Settings) -> Vec<IpAddr> {
     shared.store.view(|view| {
         let pods = view.index.space(&settings.namespace).into_iter().flat_map(|s| s.pods.values());
         pods.filter(|p| p.ready && !p.ended && p.key.name != settings.pod_name)
@@ -92,7 +92,10 @@ async fn ask(
 }
 
 /// Only an operator has a certificate with that DNS name.
-async fn connect(at: SocketAddr, tls: Arc<rustls::ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+pub(super) async fn connect(
+    at: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
     // The address in the URI is only a name here: the connector knows where to go.
     Endpoint::from_static("http://weft-operator")
         .connect_with_connector(tower::service_fn(move |_: http::Uri| {

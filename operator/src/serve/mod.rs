@@ -3,6 +3,7 @@
 
 mod accept;
 pub mod fleet;
+pub mod limits;
 pub mod peer;
 mod peers;
 pub mod review;
@@ -30,6 +31,7 @@ use crate::ca::serving::Serving;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use fleet::Fleet;
+use limits::Limits;
 use review::Reviewer;
 
 /// A client that does not answer a ping in time is gone.
@@ -46,6 +48,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// The connected proxies.
     pub fleet: Arc<Fleet>,
+    /// What they are asked for under limits that they share.
+    pub limits: Arc<Limits>,
     /// Signs.
     pub authority: Arc<Authority>,
     /// The operator's own certificate.

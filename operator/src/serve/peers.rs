@@ -1,10 +1,11 @@
-//! `Peers.Applied`: the leader asks the other replicas what their proxies acknowledged. For the operator's own identity only.
+//! `Peers`: the leader asks the other replicas what their proxies acknowledged and are asked for, and grants parts of limits.
+//! For the operator's own identity only.
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use weft_api::v1::peers_server::Peers;
-use weft_api::v1::{AppliedReply, AppliedRequest};
+use weft_api::v1::{AppliedReply, AppliedRequest, LimitsReply, LimitsRequest};
 
 use super::Shared;
 use super::peer::peer;
@@ -29,5 +30,15 @@ impl Peers for Replicas {
             return Err(Status::permission_denied("only the operator may ask this"));
         }
         Ok(Response::new(self.shared.fleet.sum()))
+    }
+
+    async fn limits(&self, request: Request<LimitsRequest>) -> Result<Response<LimitsReply>, Status> {
+        let caller = peer(&request)?.identity;
+        if caller != *self.shared.serving.identity() {
+            tracing::warn!(%caller, "refused Peers.Limits");
+            return Err(Status::permission_denied("only the operator may ask this"));
+        }
+        self.shared.limits.grant(&request.into_inner().grants);
+        Ok(Response::new(LimitsReply { wanted: self.shared.limits.wanted() }))
     }
 }

@@ -115,6 +115,12 @@ impl Session {
         message
     }
 
+    /// Whether the pod keeps a rate limit of that id together with others.
+    #[must_use]
+    pub fn keeps_limit(&self, id: &str) -> bool {
+        self.workload.as_ref().is_some_and(|workload| compile::limits::keeps(workload, id))
+    }
+
     /// Every topic that is joined.
     pub fn all_topics(&self) -> impl Iterator<Item = &Topic> {
         self.topics.keys()

@@ -15,6 +15,7 @@ use weft_api::v1::{FromProxy, Hello, ToProxy, from_proxy::Message};
 
 use super::Shared;
 use super::fleet::Member;
+use super::limits::Seat;
 use super::peer::{Peer, peer};
 use super::session::Session;
 use crate::index::Key;
@@ -94,6 +95,7 @@ async fn serve(
     };
     let mut stream = Subscriber {
         member,
+        seat: shared.limits.enter(number, pod.clone()),
         session: Session::new(pod.clone()),
         mailbox: Arc::new(Mailbox::default()),
         shared: Arc::clone(shared),
@@ -150,6 +152,7 @@ struct Subscriber {
     shared: Arc<Shared>,
     number: u64,
     member: Member,
+    seat: Seat,
     session: Session,
     mailbox: Arc<Mailbox>,
 }
@@ -181,6 +184,10 @@ impl Subscriber {
                 () = mailbox.filled() => {
                     sleep(COALESCE).await;
                     self.push(outgoing).await?;
+                }
+                rate_shares = self.seat.granted() => {
+                    let message = ToProxy { rate_shares, ..ToProxy::default() };
+                    post(message, outgoing).await?;
                 }
                 changed = roots.changed() => {
                     if changed.is_err() {
@@ -220,6 +227,10 @@ impl Subscriber {
                 self.member.ejected(ejections.ejected);
                 Ok(())
             }
+            Message::Demands(demands) => {
+                self.seat.want(demands.demands, |limit| self.session.keeps_limit(limit));
+                Ok(())
+            }
         }
     }
 
@@ -256,13 +267,17 @@ impl Subscriber {
         self.member.applied(self.session.report());
         for message in messages {
             self.shared.metrics.pushes.inc();
-            match timeout(SEND, outgoing.send(Ok(message))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Status::cancelled("the proxy has gone")),
-                Err(_) => return Err(Status::deadline_exceeded("the proxy does not read its configuration")),
-            }
+            post(message, outgoing).await?;
         }
         Ok(())
+    }
+}
+
+async fn post(message: ToProxy, outgoing: &Outgoing) -> Result<(), Status> {
+    match timeout(SEND, outgoing.send(Ok(message))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Status::cancelled("the proxy has gone")),
+        Err(_) => Err(Status::deadline_exceeded("the proxy does not read its configuration")),
     }
 }
 

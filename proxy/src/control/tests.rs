@@ -417,3 +417,58 @@ async fn an_endpoint_by_name_is_resolved_and_the_operator_is_not_asked() {
     }
     panic!("not resolved: {:?}", addresses());
 }
+
+#[tokio::test]
+async fn what_is_asked_for_under_a_shared_limit_is_told_and_the_part_that_is_granted_is_in_force() {
+    let limit = |mesh| v1::RateLimit { requests: 100, per_ms: 1000, mesh, ..Default::default() };
+    let rules = |name: &str, mesh| v1::InboundRule {
+        name: name.into(),
+        rate_limit: Some(limit(mesh)),
+        ..Default::default()
+    };
+    let port = v1::InboundRules {
+        port: 8080,
+        service: "shop/front:80".into(),
+        rules: vec![rules("p/own", false), rules("p/shared", true)],
+    };
+    let mut operator = Operator::start();
+    let proxy = start(&operator).await;
+    let mut session = opened(&mut operator).await;
+    let update = |inbound_rules| ToProxy {
+        workload: Some(v1::Workload { inbound_rules, ..workload() }),
+        ..Default::default()
+    };
+    session.send(update(vec![port])).await;
+    let id = "shop/front:80#p/shared";
+    let limits = proxy.store().load().workload.as_ref().unwrap().limits.clone().unwrap();
+    let shared = limits.all().find_map(|limit| limit.shared()).unwrap();
+    // At once, and again while nothing is asked for.
+    for _ in 0..2 {
+        let Message::Demands(demands) = session.next().await else { panic!("no demands") };
+        assert_eq!(demands.demands, [v1::Demand { limit: id.into(), demand: 0 }]);
+    }
+    for _ in 0..50 {
+        shared.ask();
+    }
+    let mut told = 0;
+    while told == 0 {
+        let Message::Demands(demands) = session.next().await else { panic!("no demands") };
+        told = demands.demands[0].demand;
+    }
+    assert_eq!(shared.share(), 100_000);
+    session
+        .say(ToProxy {
+            rate_shares: vec![v1::Share { limit: id.into(), share: 330_000 }],
+            ..Default::default()
+        })
+        .await;
+    while shared.share() != 330_000 {
+        // Not an acknowledgement.
+        let Message::Demands(_) = session.next().await else { panic!("not demands") };
+    }
+    // An update keeps the part; without the limit there is nothing more to say.
+    session.say_next(update(vec![])).await;
+    while !matches!(session.next().await, Message::Ack(_)) {}
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(session.is_silent().await);
+}

@@ -44,6 +44,38 @@ impl Rate {
         Self { interval, depth: self.depth.max(interval) }
     }
 
+    /// So many millionths of it. In time a part of a bucket is as deep as the whole.
+    #[must_use]
+    pub fn part(self, millionths: u32) -> Self {
+        let interval = u128::from(self.interval) * 1_000_000 / u128::from(millionths.max(1));
+        Self { interval: clamp(interval), depth: self.depth }.at_least_one()
+    }
+
+    /// In which it gives so many requests.
+    #[must_use]
+    pub fn time_of(self, requests: u32) -> Duration {
+        Duration::from_nanos(self.interval.saturating_mul(requests.into()))
+    }
+
+    /// How many millionths of this rate so many requests are.
+    #[must_use]
+    pub fn millionths(self, requests: u64, elapsed: Duration) -> u32 {
+        let wanted = u128::from(requests) * u128::from(self.interval) * 1_000_000;
+        u32::try_from(wanted / elapsed.as_nanos().max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Leaves as many requests in a bucket as there were, now that it fills at another rate, or as many as fit.
+    pub fn carry(self, other: Self, bucket: &AtomicU64, now: u64) {
+        let carried = |full_at: u64| {
+            let debt = full_at.max(now) - now;
+            let held = u128::from(self.depth.saturating_sub(debt)) * u128::from(other.interval)
+                / u128::from(self.interval);
+            Some(now.saturating_add(other.depth - clamp(held).min(other.depth)))
+        };
+        // Always `Some`, so it always succeeds in the end.
+        let _ = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carried);
+    }
+
     /// Draws one.
     pub fn draw(self, bucket: &AtomicU64, now: u64) -> Draw {
         let mut seen = bucket.load(Ordering::Relaxed);
@@ -112,6 +144,34 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(drawn, 1000);
+    }
+
+    #[test]
+    fn a_part_that_grows_brings_nothing_that_was_not_there_and_one_that_shrinks_loses_what_does_not_fit() {
+        let (whole, bucket) = (rate(1000, 100), AtomicU64::new(0));
+        let drawn = |rate: Rate, now| (0..1000).filter(|_| rate.draw(&bucket, now).wait.is_none()).count();
+        let (tenth, half) = (whole.part(100_000), whole.part(500_000));
+        assert_eq!(drawn(tenth, SECOND), 10);
+        tenth.carry(half, &bucket, SECOND);
+        assert_eq!(drawn(half, SECOND), 0);
+        // 500 in a second, of which the bucket holds 50.
+        assert_eq!(drawn(half, SECOND + SECOND / 50), 10);
+        let later = 3 * SECOND;
+        half.carry(tenth, &bucket, later);
+        assert_eq!(drawn(tenth, later), 10);
+        // Full as it is, a small part is not filled by growing.
+        let full = 9 * SECOND;
+        tenth.carry(half, &bucket, full);
+        assert_eq!(drawn(half, full), 10);
+        assert_eq!(whole.part(1).draw(&AtomicU64::new(0), SECOND).wait, None);
+    }
+
+    #[test]
+    fn demand_is_told_in_millionths_of_the_rate() {
+        let whole = rate(1000, 10);
+        assert_eq!(whole.millionths(500, Duration::from_millis(500)), 1_000_000);
+        assert_eq!(whole.millionths(0, Duration::ZERO), 0);
+        assert_eq!(whole.millionths(u64::MAX, Duration::ZERO), u32::MAX);
     }
 
     proptest! {

@@ -96,6 +96,18 @@ impl Session {
         ack
     }
 
+    /// Sends a message as it is.
+    pub async fn say(&self, message: ToProxy) {
+        self.to.send(Ok(message)).await.unwrap();
+    }
+
+    /// Sends an update, whose acknowledgement may come later.
+    pub async fn say_next(&mut self, mut update: ToProxy) {
+        self.version += 1;
+        update.version = self.version;
+        self.say(update).await;
+    }
+
     /// Ends the stream with an error.
     pub async fn fail(self, status: Status) {
         self.to.send(Err(status)).await.unwrap();

@@ -1,6 +1,7 @@
 //! The gRPC port over real sockets: a tonic client with its own TLS, against the server with a hand-fed index. Only the
 //! API server's answers about tokens are made up.
 
+mod limits;
 mod replicas;
 mod scale;
 mod session;
@@ -71,6 +72,7 @@ impl Operator {
         let shared = Arc::new(Shared {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
+            limits: Arc::default(),
             authority,
             serving: Arc::new(serving),
             metrics,

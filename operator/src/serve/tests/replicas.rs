@@ -12,9 +12,23 @@ use crate::index::testing::{OWN, Object, pod_of};
 use crate::leader::replicas::Replicas;
 use crate::settings::Settings;
 
-fn operator_pod(name: &str, ip: &str) -> Object {
+pub(super) fn operator_pod(name: &str, ip: &str) -> Object {
     let labels = json!({ "app": "weft-operator", "app.kubernetes.io/name": "weft-operator" });
     pod_of(&format!("{OWN}/{name}"), labels, ip, false, json!({}))
+}
+
+/// Of op-1.
+pub(super) fn settings(grpc_port: u16) -> Settings {
+    Settings {
+        namespace: OWN.into(),
+        pod_name: "op-1".into(),
+        pod_ip: Some("127.0.0.1".parse().unwrap()),
+        trust_domain: "cluster.local".parse().unwrap(),
+        outbound_policy: OutboundPolicy::AllowAny,
+        leaf_lifetime: std::time::Duration::from_secs(3600),
+        grpc_port,
+        metrics_port: 0,
+    }
 }
 
 #[tokio::test]
@@ -43,16 +57,7 @@ async fn the_leader_adds_up_what_all_ready_replicas_say() {
     let applied = |o: &Operator| o.shared.fleet.sum().rows.iter().map(|r| r.applied).sum::<u32>();
     until(|| applied(&one) + applied(&two) == 3).await;
 
-    let settings = Settings {
-        namespace: OWN.into(),
-        pod_name: "op-1".into(),
-        pod_ip: Some("127.0.0.1".parse().unwrap()),
-        trust_domain: "cluster.local".parse().unwrap(),
-        outbound_policy: OutboundPolicy::AllowAny,
-        leaf_lifetime: std::time::Duration::from_secs(3600),
-        grpc_port: port,
-        metrics_port: 0,
-    };
+    let settings = settings(port);
     let mut replicas = Replicas::default();
     let sum = replicas.applied(&one.shared, &settings).await;
     assert_eq!((sum.proxies, sum.rows[0].applied, sum.rows[0].total), (3, 3, 3));

@@ -50,7 +50,7 @@ impl Proxy {
         Ok(Self { say, hear })
     }
 
-    async fn say(&self, message: Message) {
+    pub(super) async fn say(&self, message: Message) {
         self.say.send(FromProxy { message: Some(message) }).await.unwrap();
     }
 
@@ -68,7 +68,7 @@ impl Proxy {
         Ok(message?.expect("the stream ended"))
     }
 
-    async fn silent(&mut self) -> bool {
+    pub(super) async fn silent(&mut self) -> bool {
         timeout(QUIET, self.hear.message()).await.is_err()
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use weft_api::v1;
+use weft_api::{names, v1};
 
 use super::{Invalid, Result, list, port_of, request_match, required};
 use crate::limit::key::{Key, Template};
@@ -46,10 +46,14 @@ fn rate_limit(
         return Err(Invalid::new("requests", "and per_ms must be above 0"));
     }
     let burst = if message.burst == 0 { message.requests } else { message.burst };
-    let id: Arc<str> = format!("{}#{}", required("service", service)?, required("name", name)?).into();
+    let id: Arc<str> = names::limit_id(required("service", service)?, required("name", name)?).into();
     let last = last.and_then(|last| last.all().find(|limit| limit.id == id));
+    let key = key(message)?;
+    if message.mesh && key != Key::All {
+        return Err(Invalid::new("mesh", "is not possible together with a key"));
+    }
     let per = Duration::from_millis(message.per_ms.min(86_400_000));
-    Ok(Limit::new(id, name, (message.requests, per, burst), key(message)?, last.map(|limit| &**limit)))
+    Ok(Limit::new(id, name, (message.requests, per, burst), key, message.mesh, last.map(|limit| &**limit)))
 }
 
 fn key(message: &v1::RateLimit) -> Result<Key> {
