@@ -74,6 +74,8 @@ reasons! {
     RateLimited = "rate-limited", 429, "The rateLimit of a TrafficPolicy rule of the destination is used up: wait as retry-after says, or raise it.";
     /// The destination is neither of the cluster nor registered, and the outbound policy is RegisteredOnly.
     NotRegistered = "not-registered", 502, "The outbound policy is RegisteredOnly and the destination is neither a Service or pod of the cluster nor a registered external one: describe it in a MeshService with target.external, or use AllowAny.";
+    /// `adaptiveConcurrency` of the destination allows no more.
+    AdaptiveLimit = "adaptive-limit", 503, "Requests to the destination begin to wait for each other, so that adaptiveConcurrency of its MeshService lets no more through: add replicas, or raise tolerancePercent or minLimit.";
 }
 
 impl std::fmt::Display for Reason {

@@ -2,6 +2,7 @@
 //! One file a resource. Whatever a field accepts, the operator compiles and the proxy enforces.
 //! It never talks to a cluster.
 
+pub mod breaking;
 pub mod common;
 pub mod manifest;
 pub mod mesh_service;

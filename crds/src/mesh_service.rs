@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 mod balancer;
 mod external;
 
+pub use crate::breaking::AdaptiveConcurrency;
 pub use balancer::{
     Balancer, BalancerPolicy, Boundary, EndpointWeight, Hash, HashCookie, Locality, LocalityMode, Priority,
     SlowStart,
@@ -84,6 +85,9 @@ pub struct MeshServiceSpec {
     /// Connections to the service's endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<Connection>,
+    /// A limit on requests under way that follows how long they take. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
 }
 
 /// A Service by name, or a service outside of the cluster.

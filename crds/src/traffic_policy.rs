@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 mod flow;
 
+pub use crate::breaking::RuleCircuitBreaker;
 pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType, RateLimitScope};
 pub use flow::GrpcStatus;
 
@@ -139,6 +140,9 @@ pub struct Rule {
     /// How many requests of this rule the pods behind the target Service take. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// How much of this rule may be under way. Default: only the bounds of the MeshService.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<RuleCircuitBreaker>,
 }
 
 /// Conditions that must all hold.

@@ -239,6 +239,16 @@ fn a_rate_limit_is_bounded_and_its_key_says_of_what() {
 }
 
 #[test]
+fn the_circuit_breaker_of_a_rule_bounds_something() {
+    let breaker = |breaker: Value| with_rule(json!({ "circuitBreaker": breaker }));
+    passes(POLICY, breaker(json!({ "maxConcurrentRequests": 1 })));
+    passes(POLICY, breaker(json!({ "maxRetries": 1_000_000 })));
+    refused(POLICY, breaker(json!({})), "bounds nothing");
+    refused(POLICY, breaker(json!({ "maxConcurrentRequests": 0 })), "minimum");
+    refused(POLICY, breaker(json!({ "maxConnections": 1 })), "unknown maxConnections");
+}
+
+#[test]
 fn a_path_has_exactly_one_condition_and_begins_with_a_slash() {
     for good in [json!({"exact": "/"}), json!({"prefix": "/a"}), json!({"regex": "a|b"})] {
         passes(POLICY, with_match(json!({"path": good})));
@@ -394,6 +404,22 @@ fn a_mesh_service_with_everything_passes() {
             "connection": {"connectTimeout": "1s", "idleTimeout": "1s", "maxRequests": 1, "protocol": "Grpc"},
         })),
     );
+}
+
+#[test]
+fn adaptive_concurrency_is_bounded_and_its_bounds_are_in_order() {
+    let adaptive = |adaptive: Value| mesh(json!({ "adaptiveConcurrency": adaptive }));
+    passes(MESH, adaptive(json!({})));
+    passes(
+        MESH,
+        adaptive(json!({ "minLimit": 5, "maxLimit": 5, "tolerancePercent": 200, "baselineInterval": "5s" })),
+    );
+    refused(MESH, adaptive(json!({ "minLimit": 0 })), "minimum");
+    refused(MESH, adaptive(json!({ "tolerancePercent": 201 })), "maximum");
+    refused(MESH, adaptive(json!({ "minLimit": 6, "maxLimit": 5 })), "must not be above maxLimit");
+    refused(MESH, adaptive(json!({ "maxLimit": 2 })), "must not be above maxLimit");
+    refused(MESH, adaptive(json!({ "minLimit": 1001 })), "must not be above maxLimit");
+    refused(MESH, adaptive(json!({ "baselineInterval": "1s" })), "must not be below 5s");
 }
 
 #[test]

@@ -164,7 +164,9 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
     // A gauge of what is true at this moment, whether or not an operator is there to be told.
-    admin.metrics.ejected(&admin.store.load().ejections());
+    let snapshot = admin.store.load();
+    admin.metrics.ejected(&snapshot.ejections());
+    admin.metrics.adaptive(snapshot.adaptive_limits());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
 }
 

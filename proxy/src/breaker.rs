@@ -87,6 +87,12 @@ impl Breaker {
         self.take(Bound::Retries, self.limits.retries)
     }
 
+    /// Requests under way.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        self.counts.0[Bound::Requests as usize].load(Ordering::Relaxed)
+    }
+
     /// What is open: connections, pending, requests, retries.
     #[must_use]
     pub fn open(&self) -> [u32; 4] {
@@ -98,7 +104,7 @@ impl Breaker {
         // the last place may both be refused while a third is just leaving, which only errs on the safe side.
         let count = &self.counts.0[bound as usize];
         let before = count.fetch_add(1, Ordering::Relaxed);
-        let permit = Permit { counts: Arc::clone(&self.counts), bound };
+        let permit = Permit { counts: Arc::clone(&self.counts), bound, also: None };
         (before < limit.unwrap_or(u32::MAX)).then_some(permit)
     }
 }
@@ -108,6 +114,15 @@ impl Breaker {
 pub struct Permit {
     counts: Arc<Counts>,
     bound: Bound,
+    also: Option<Box<Self>>,
+}
+
+impl Permit {
+    /// Holds a unit of another bound as well.
+    pub fn and(mut self, other: Self) -> Self {
+        self.also = Some(Box::new(other));
+        self
+    }
 }
 
 impl Drop for Permit {
@@ -141,6 +156,16 @@ mod tests {
         assert_eq!(breaker.connection().err(), Some(Reason::BreakerConnections));
         assert!(breaker.retry().is_none());
         assert_eq!(breaker.open(), [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_permit_of_two_bounds_gives_both_back() {
+        let (wide, narrow) = (limited(2), limited(1));
+        let both = wide.request().unwrap().and(narrow.request().unwrap());
+        assert_eq!((wide.requests(), narrow.requests()), (1, 1));
+        assert!(narrow.request().is_err());
+        drop(both);
+        assert_eq!((wide.requests(), narrow.requests()), (0, 0));
     }
 
     #[test]

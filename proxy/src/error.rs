@@ -72,7 +72,8 @@ impl Error {
             | Reason::Draining
             | Reason::Overloaded
             | Reason::RateLimited
-            | Reason::NotRegistered => Side::Proxy,
+            | Reason::NotRegistered
+            | Reason::AdaptiveLimit => Side::Proxy,
         }
     }
 

@@ -2,6 +2,7 @@
 //! step of them, and steps do not know each other. It never talks to Kubernetes, only to the operator, or is told by a file.
 
 pub mod access_log;
+pub mod adaptive;
 pub mod admin;
 pub mod backoff;
 pub mod balance;

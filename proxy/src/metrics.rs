@@ -64,6 +64,7 @@ pub struct Metrics {
     config_rejections: Counter,
     operator_connected: Gauge,
     config_files_refused: Counter,
+    adaptive: Family<(ServiceLabels, [(&'static str, String); 2]), Gauge>,
 }
 
 /// What became of the wish to retry.
@@ -178,6 +179,11 @@ impl Metrics {
                 "config_files_refused",
                 "Times that a changed configuration file was not taken",
             ),
+            adaptive: registered(
+                &mut r,
+                "adaptive_concurrency_limit",
+                "Requests under way that adaptiveConcurrency allows now",
+            ),
             registry: Registry::default(),
         };
         let by_direction = [Direction::Inbound, Direction::Outbound];
@@ -229,8 +235,12 @@ impl Metrics {
     }
 
     fn breaker(&self, service: &str, reason: Option<Reason>) {
-        if let Some(reason @ (Reason::BreakerOpen | Reason::BreakerPending | Reason::BreakerConnections)) =
-            reason
+        if let Some(
+            reason @ (Reason::BreakerOpen
+            | Reason::BreakerPending
+            | Reason::BreakerConnections
+            | Reason::AdaptiveLimit),
+        ) = reason
         {
             self.breaker_refusals
                 .get_or_create(&(ServiceLabels::of(service), [("reason", reason.as_str())]))
@@ -294,6 +304,18 @@ impl Metrics {
         self.ejected.clear();
         for (labels, count) in counts {
             self.ejected.get_or_create(&labels).set(count);
+        }
+    }
+
+    /// Limits that find themselves, by cluster, as they are now.
+    pub fn adaptive<'a>(&self, limits: impl Iterator<Item = (&'a str, u32)>) {
+        self.adaptive.clear();
+        for (cluster, limit) in limits {
+            let service = crate::snapshot::service_of(cluster);
+            let port = service.rsplit(':').next().unwrap_or_default().to_owned();
+            let subset = cluster[service.len()..].trim_start_matches('/').to_owned();
+            let labels = (ServiceLabels::of(service), [("port", port), ("subset", subset)]);
+            self.adaptive.get_or_create(&labels).set(limit.into());
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Method};
 use rand::Rng;
 use regex::Regex;
+use weft_api::Reason;
 
+use crate::breaker::{Breaker, Permit};
 use crate::retry::RetryPolicy;
 use crate::snapshot::{Cluster, Service};
 
@@ -28,6 +30,8 @@ pub struct Route {
     /// When a request is tried again.
     pub retry: RetryPolicy,
     pub(crate) total_weight: u64,
+    /// Bounds on the rule's own requests, beside those of the cluster. Carried over updates by name.
+    pub breaker: Option<Arc<Breaker>>,
 }
 
 /// A share of a route's requests.
@@ -116,6 +120,33 @@ pub fn fits_any(matches: &[RequestMatch], method: &Method, path: &str, headers: 
 }
 
 impl Route {
+    /// One more request: a place at its cluster, and one of the rule's where that has bounds of its own.
+    ///
+    /// # Errors
+    /// Which bound is reached.
+    pub fn admit(&self, cluster: &Cluster) -> Result<Permit, Reason> {
+        let permit = cluster.breaker.request()?;
+        if let Some(adaptive) = &cluster.adaptive
+            && cluster.breaker.requests() > adaptive.limit()
+        {
+            return Err(Reason::AdaptiveLimit);
+        }
+        match &self.breaker {
+            None => Ok(permit),
+            Some(own) => Ok(permit.and(own.request()?)),
+        }
+    }
+
+    /// One more retry, in the same way. `None` where a bound is reached.
+    #[must_use]
+    pub fn admit_retry(&self, cluster: &Cluster) -> Option<Permit> {
+        let permit = cluster.breaker.retry()?;
+        match &self.breaker {
+            None => Some(permit),
+            Some(own) => Some(permit.and(own.retry()?)),
+        }
+    }
+
     fn fits(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
         fits_any(&self.matches, method, path, headers)
     }

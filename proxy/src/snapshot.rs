@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_api::{Identity, v1};
 
+use crate::adaptive::Adaptive;
 pub use crate::balance::hash::HashOn;
 use crate::balance::ramp::SlowStart;
 use crate::balance::strain::Strain;
@@ -199,6 +200,8 @@ pub struct Cluster {
     /// While no more than this share is healthy, in percent, health does not count.
     pub panic_threshold: u32,
     pub(crate) plan: Plan,
+    /// A limit on requests under way that finds itself. Carried over updates by name.
+    pub adaptive: Option<Arc<Adaptive>>,
 }
 
 /// What outlives an update of a cluster, besides its breaker.
@@ -325,6 +328,12 @@ impl Snapshot {
     #[must_use]
     pub fn unregistered(address: SocketAddr) -> Option<Arc<Service>> {
         parse::unregistered(address).map(Arc::new)
+    }
+
+    /// Limits that find themselves, by cluster.
+    pub fn adaptive_limits(&self) -> impl Iterator<Item = (&str, u32)> {
+        let clusters = self.services.values().flat_map(|service| &service.clusters);
+        clusters.filter_map(|cluster| Some((&*cluster.name, cluster.adaptive.as_ref()?.limit())))
     }
 
     /// The same without these addresses. Services stay until the operator removes them.

@@ -66,6 +66,47 @@ fn endpoint_weights_are_honoured() {
 }
 
 #[test]
+fn a_rule_has_a_breaker_of_its_own() {
+    scenario("rule-breaker", Injection::Label, |ns| {
+        App::new("back").deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        ns.apply_json(&super::policy::policy(
+            "back",
+            json!([{ "match": [{ "path": { "prefix": "/delay" } }], "circuitBreaker": { "maxConcurrentRequests": 2 } }]),
+        ))?;
+        eventually("two of the rule pass, the others are refused", Duration::from_secs(15), || {
+            let replies = client.get_many("http://back/delay/1s", 10, 10, &[])?;
+            let open = |r: &&Reply| r.status == 503 && r.reason() == Reason::BreakerOpen.as_str();
+            let refused = replies.iter().filter(open).count();
+            ensure!(refused == 8, "{refused} refused");
+            Ok(())
+        })?;
+        let others = client.get_many("http://back/", 50, 10, &[])?;
+        ensure!(others.iter().all(|r| r.status == 200), "the service's other requests are bounded too");
+        Ok(())
+    });
+}
+
+#[test]
+fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_shows_it() {
+    scenario("adaptive", Injection::Label, |ns| {
+        App::new("back").deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        ns.apply_json(&mesh_service(json!({ "adaptiveConcurrency": { "minLimit": 2, "maxLimit": 4 } })))?;
+        eventually("no more than the limit pass", Duration::from_secs(20), || {
+            let replies = client.get_many("http://back/delay/1s", 12, 12, &[])?;
+            let served = replies.iter().filter(|r| r.status == 200).count();
+            let refused = replies.iter().filter(|r| r.reason() == Reason::AdaptiveLimit.as_str()).count();
+            ensure!(
+                (2..=4).contains(&served) && served + refused == 12,
+                "{served} served, {refused} refused"
+            );
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_breaker_refuses_what_goes_beyond_and_says_why() {
     scenario("breaker", Injection::Label, |ns| {
         App::new("back").deploy(ns)?;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use weft_api::v1::{self, Source};
 use weft_crds::MeshServiceSpec;
+use weft_crds::mesh_service::AdaptiveConcurrency;
 
 use super::balance;
 use super::endpoints::{self, Member};
@@ -79,6 +80,7 @@ impl<'a> Maker<'a> {
             connect_timeout_ms: connection.and_then(|c| c.connect_timeout).map_or(2_000, |d| d.as_millis()),
             idle_timeout_ms: connection.and_then(|c| c.idle_timeout).map_or(60_000, |d| d.as_millis()),
             max_requests_per_connection: connection.and_then(|c| c.max_requests).unwrap_or(0),
+            adaptive: spec.and_then(|s| s.adaptive_concurrency.as_ref()).map(adaptive),
             ..v1::Cluster::default()
         };
         balance::fill(&mut cluster, spec);
@@ -103,6 +105,15 @@ fn breaker(spec: Option<&MeshServiceSpec>) -> v1::Breaker {
         max_pending_requests: given.max_pending_requests.unwrap_or(1024),
         max_concurrent_requests: given.max_concurrent_requests.unwrap_or(4096),
         max_retries: given.max_retries.unwrap_or(64),
+    }
+}
+
+fn adaptive(given: &AdaptiveConcurrency) -> v1::Adaptive {
+    v1::Adaptive {
+        min_limit: given.min_limit.unwrap_or(3),
+        max_limit: given.max_limit.unwrap_or(1000),
+        tolerance_percent: given.tolerance_percent.unwrap_or(25),
+        baseline_every_ms: given.baseline_interval.map_or(60_000, |d| d.as_millis()),
     }
 }
 

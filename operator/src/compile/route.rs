@@ -32,6 +32,15 @@ pub fn rule(
         backends,
         timeout_ms: rule.timeout.map_or(0, |d| d.as_millis()),
         retry: Some(retry(rule.retry.as_ref())),
+        breaker: rule.circuit_breaker.as_ref().map(breaker),
+    }
+}
+
+fn breaker(given: &crd::RuleCircuitBreaker) -> v1::Breaker {
+    v1::Breaker {
+        max_concurrent_requests: given.max_concurrent_requests.unwrap_or(0),
+        max_retries: given.max_retries.unwrap_or(0),
+        ..v1::Breaker::default()
     }
 }
 
@@ -48,6 +57,7 @@ pub fn catch_all(default_cluster: &str) -> v1::Route {
         backends: vec![v1::Backend { cluster: default_cluster.to_owned(), weight: 1 }],
         timeout_ms: 0,
         retry: Some(retry(None)),
+        breaker: None,
     }
 }
 

@@ -115,7 +115,7 @@ fn update() -> v1::ToProxy {
                 }],
                 backends: vec![v1::Backend { cluster: key.to_owned(), weight: 1 }],
                 timeout_ms: 250,
-                retry: None,
+                ..Default::default()
             },
             v1::Route {
                 name: "default".to_owned(),

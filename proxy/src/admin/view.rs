@@ -193,6 +193,7 @@ fn view_cluster(service: &Service, cluster: &Cluster) -> Value {
             "requests": { "open": requests, "max": limits.requests },
             "retries": { "open": retries, "max": limits.retries },
         },
+        "adaptive_limit": cluster.adaptive.as_ref().map(|adaptive| adaptive.limit()),
         "outlier": cluster.outlier.map(|outlier| json!({
             "consecutive_failures": outlier.consecutive_failures,
             "base_ejection_ms": millis(outlier.base_ejection),

@@ -134,7 +134,7 @@ impl Outbound {
         exchange.record.service = Arc::clone(&service.key);
         exchange.record.route = Arc::clone(&route.name);
         exchange.record.destination.namespace = Arc::clone(&service.namespace);
-        match cluster.breaker.request() {
+        match route.admit(cluster) {
             Ok(permit) => exchange.admit(permit),
             Err(reason) => return exchange.refuse(&reason.into()),
         }
@@ -164,8 +164,12 @@ impl Outbound {
             let elsewhere = |failed| {
                 pinned.is_none() && elsewhere(service, route, cluster, (&tried, to.addr()), number, failed)
             };
+            let began = cluster.adaptive.as_ref().map(|_| Instant::now());
             let mut sent = self.try_once(&to, &template, route, deadline, &elsewhere).await;
             let came = Instant::now();
+            if let Some(began) = began {
+                observe(&self.worker, cluster, (began, came), &sent);
+            }
             if exchange.is_grpc() && may_fail_late(&sent, &route.retry, &template) {
                 sent = match sent {
                     Ok(answer) => Box::pin(hold::until_begun(answer, deadline)).await,
@@ -320,7 +324,7 @@ impl Outbound {
             metrics.retry(&service.key, Retried::BudgetSpent);
             return None;
         }
-        let Some(permit) = cluster.breaker.retry() else {
+        let Some(permit) = route.admit_retry(cluster) else {
             metrics.retry(&service.key, Retried::BreakerOpen);
             return None;
         };
@@ -413,6 +417,24 @@ fn refuses(answer: &Answer) -> bool {
     let headers = trailers.unwrap_or(answer.response.headers());
     answer.response.status() == StatusCode::TOO_MANY_REQUESTS
         || headers::grpc_status(headers) == Some(GRPC_RESOURCE_EXHAUSTED)
+}
+
+/// Tells the cluster's adaptive limit how long a try took, where that says something of its load: a refusal or a failure is
+/// fast for other reasons.
+fn observe(
+    worker: &Worker,
+    cluster: &Cluster,
+    (began, came): (Instant, Instant),
+    sent: &Result<Answer, Failure>,
+) {
+    let Some(adaptive) = &cluster.adaptive else { return };
+    let telling = match sent {
+        Ok(answer) => !answer.response.status().is_server_error() && !refuses(answer),
+        Err(failed) => matches!(failed.error.reason(), Reason::PerTryTimeout | Reason::RequestTimeout),
+    };
+    if telling {
+        worker.with_rng(|rng| adaptive.sample(began, came, cluster.breaker.requests(), rng));
+    }
 }
 
 /// What a try without a response says of its endpoint.

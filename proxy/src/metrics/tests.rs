@@ -153,6 +153,19 @@ fn ejected_endpoints_are_those_of_the_last_report() {
 }
 
 #[test]
+fn adaptive_limits_are_told_by_port_and_subset_as_they_are_now() {
+    let metrics = Metrics::new();
+    metrics.adaptive([("shop/back:80", 10), ("shop/back:80/v2", 20), ("shop/back:81", 30)].into_iter());
+    let limit = |labels: &[&str]| value(&metrics.encode(), "weft_adaptive_concurrency_limit", labels);
+    let back = r#"destination_service="back""#;
+    assert_eq!(limit(&[back, r#"port="80""#, r#"subset="""#]), 10.0);
+    assert_eq!(limit(&[back, r#"port="80""#, r#"subset="v2""#]), 20.0);
+    assert_eq!(limit(&[back, r#"port="81""#]), 30.0);
+    metrics.adaptive(std::iter::empty());
+    assert!(!metrics.encode().contains("weft_adaptive_concurrency_limit{"));
+}
+
+#[test]
 fn the_exposition_names_each_metric_once_and_ends() {
     let metrics = Metrics::new();
     metrics.connection_opened(Direction::Inbound);
@@ -186,6 +199,7 @@ fn the_documentation_lists_every_metric_and_no_other() {
     metrics.retry("shop/back:80", Retried::Sent);
     metrics.ejection("shop/back:80", Verdict::Ejected(Cause::Connect, Duration::from_secs(1)));
     metrics.ejected(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
+    metrics.adaptive([("shop/back:80", 10)].into_iter());
     let text = metrics.encode();
     let mut counted: Vec<_> = text
         .lines()

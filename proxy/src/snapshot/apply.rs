@@ -15,6 +15,7 @@ use super::{
     Cluster, ClusterLive, Endpoint, EndpointLive, HealthChanges, Service, ServiceLive, Snapshot, Target,
     Workload, service_of,
 };
+use crate::adaptive::{self, Adaptive};
 use crate::balance::table::{Kind, Share, Table};
 use crate::balance::tiers::Place;
 use crate::breaker::{Breaker, Limits};
@@ -150,6 +151,9 @@ pub(super) struct Carried {
     filled: bool,
     services: HashMap<Arc<str>, Arc<ServiceLive>>,
     clusters: HashMap<Arc<str>, (Arc<Breaker>, Arc<ClusterLive>)>,
+    /// By service and route.
+    routes: HashMap<(Arc<str>, Box<str>), Arc<Breaker>>,
+    adaptive: HashMap<Arc<str>, Arc<Adaptive>>,
     // A subset's endpoint is the same as the whole service's; another pod at the address of an earlier one is not.
     endpoints: HashMap<EndpointKey, Arc<EndpointLive>>,
     health: HealthChanges,
@@ -170,6 +174,12 @@ impl Carried {
         self.now = Some(Instant::now());
         for service in last.services.values() {
             self.services.insert(Arc::clone(&service.key), Arc::clone(&service.live));
+            for route in &service.routes {
+                if let Some(breaker) = &route.breaker {
+                    let key = (Arc::clone(&service.key), (&*route.name).into());
+                    self.routes.insert(key, Arc::clone(breaker));
+                }
+            }
             for cluster in &service.clusters {
                 self.keep(cluster);
             }
@@ -184,6 +194,9 @@ impl Carried {
         }
         self.clusters
             .insert(Arc::clone(&cluster.name), (Arc::clone(&cluster.breaker), Arc::clone(&cluster.live)));
+        if let Some(adaptive) = &cluster.adaptive {
+            self.adaptive.insert(Arc::clone(&cluster.name), Arc::clone(adaptive));
+        }
         for endpoint in &cluster.endpoints {
             self.endpoints
                 .entry((service_of(&cluster.name).into(), endpoint.addr, (&*endpoint.pod).into()))
@@ -204,6 +217,23 @@ impl Carried {
             *breaker = Arc::new(breaker.with_limits(limits));
         }
         (Arc::clone(breaker), Arc::clone(live))
+    }
+
+    pub(super) fn route(&mut self, service: &Arc<str>, route: &str, limits: Limits) -> Arc<Breaker> {
+        let key = (Arc::clone(service), route.into());
+        let breaker = self.routes.entry(key).or_insert_with(|| Arc::new(Breaker::new(limits)));
+        if breaker.limits() != limits {
+            *breaker = Arc::new(breaker.with_limits(limits));
+        }
+        Arc::clone(breaker)
+    }
+
+    /// Another configuration begins anew.
+    pub(super) fn adaptive(&mut self, cluster: &Arc<str>, config: adaptive::Config) -> Arc<Adaptive> {
+        let kept = self.adaptive.get(cluster).filter(|kept| kept.config() == config).cloned();
+        let adaptive = kept.unwrap_or_else(|| Arc::new(Adaptive::new(config)));
+        self.adaptive.insert(Arc::clone(cluster), Arc::clone(&adaptive));
+        adaptive
     }
 
     pub(super) fn endpoint(&mut self, cluster: &str, addr: SocketAddr, pod: &str) -> Arc<EndpointLive> {

@@ -12,6 +12,7 @@ use weft_api::{Identity, v1};
 
 use super::apply::Carried;
 use super::{Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
+use crate::adaptive;
 use crate::breaker::Limits;
 use crate::egress::Host;
 use crate::originate::Originate;
@@ -138,7 +139,7 @@ pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Car
     let clusters = list("clusters", &message.clusters, |c| cluster(c, carried).map(Arc::new))?;
     let default_cluster =
         find(&clusters, &message.default_cluster).map_err(|e| e.within("default_cluster"))?;
-    let routes = list("routes", &message.routes, |r| route(r, &clusters))?;
+    let routes = list("routes", &message.routes, |r| route(r, &key, &clusters, carried))?;
     if !routes.last().is_some_and(|last| last.matches.is_empty()) {
         return Err(Invalid::new("routes", "the last one must match everything"));
     }
@@ -190,6 +191,13 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
         max_requests_per_connection: unless_zero(message.max_requests_per_connection),
         tls: message.tls.as_ref().map(originate).transpose()?,
         live,
+        adaptive: match &message.adaptive {
+            Some(given) => {
+                let config = adaptive(given).map_err(|e| e.within("adaptive"))?;
+                Some(carried.adaptive(&name, config))
+            }
+            None => None,
+        },
         name,
         hash: balance::hash(balancer, message)?,
         slow_start: message.slow_start.as_ref().and_then(balance::slow_start),
@@ -292,7 +300,12 @@ fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Res
     })
 }
 
-fn route(message: &v1::Route, clusters: &[Arc<Cluster>]) -> Result<Route> {
+fn route(
+    message: &v1::Route,
+    service: &Arc<str>,
+    clusters: &[Arc<Cluster>],
+    carried: &mut Carried,
+) -> Result<Route> {
     let backends = list("backends", &message.backends, |backend| {
         let cluster = find(clusters, &backend.cluster).map_err(|e| e.within("cluster"))?;
         Ok(Backend { cluster, weight: backend.weight })
@@ -312,6 +325,23 @@ fn route(message: &v1::Route, clusters: &[Arc<Cluster>]) -> Result<Route> {
             .map_or_else(|| Ok(RetryPolicy::default()), retry)
             .map_err(|e| e.within("retry"))?,
         total_weight,
+        breaker: message
+            .breaker
+            .as_ref()
+            .map(|limits| carried.route(service, &message.name, breaker(Some(limits)))),
+    })
+}
+
+fn adaptive(message: &v1::Adaptive) -> Result<adaptive::Config> {
+    let (min, max) = (message.min_limit.max(1), message.max_limit);
+    if max < min {
+        return Err(Invalid::new("max_limit", format!("{max} is below min_limit, {min}")));
+    }
+    Ok(adaptive::Config {
+        min,
+        max,
+        tolerance: f64::from(message.tolerance_percent.clamp(1, 1000)) / 100.0,
+        baseline_every: millis(message.baseline_every_ms).unwrap_or(Duration::from_secs(60)),
     })
 }
 

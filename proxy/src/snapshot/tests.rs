@@ -233,6 +233,13 @@ fn what_cannot_be_understood_is_rejected_by_name_and_the_last_good_one_stays() {
             |s| s.clusters[0].endpoints[1].address = "10.0.0.2".into(),
             "clusters[0].endpoints[1].address: `10.0.0.2` is not ip:port",
         ),
+        (
+            |s| {
+                s.clusters[0].adaptive =
+                    Some(v1::Adaptive { min_limit: 5, max_limit: 4, ..Default::default() })
+            },
+            "clusters[0].adaptive.max_limit: 4 is below min_limit, 5",
+        ),
         (|s| s.clusters[0].balancer = 9, "clusters[0].balancer: 9 is not a value that this proxy knows"),
         (
             |s| s.routes[0].retry = Some(v1::Retry { on: vec![0], ..Default::default() }),
@@ -298,6 +305,53 @@ fn regular_expressions_are_bounded_in_text_and_in_memory() {
         assert!(rejection.message.starts_with("routes[0].matches[0].path_regex: "), "{}", rejection.message);
         assert!(rejection.message.contains(message), "{}", rejection.message);
     }
+}
+
+#[test]
+fn counts_of_a_rules_breaker_and_what_was_found_of_an_adaptive_limit_outlive_an_update() {
+    let given = |max: u32, tolerance_percent: u32| {
+        let mut service = service(&["10.0.0.1:8080"]);
+        service.routes[0].breaker =
+            Some(v1::Breaker { max_concurrent_requests: max, max_retries: 1, ..Default::default() });
+        let adaptive =
+            v1::Adaptive { min_limit: 4, max_limit: 9, tolerance_percent, baseline_every_ms: 60_000 };
+        service.clusters[0].adaptive = Some(adaptive);
+        service
+    };
+    let first = applied(&Snapshot::default(), &of_services(vec![given(2, 25)]));
+    let parts = |snapshot: &Snapshot| {
+        let service = &snapshot.services[KEY];
+        let cluster = &service.clusters[0];
+        (service.routes[0].breaker.clone().unwrap(), cluster.adaptive.clone().unwrap(), Arc::clone(cluster))
+    };
+    let (_, adaptive, cluster) = parts(&first);
+    let _held = first.services[KEY].routes[0].admit(&cluster).unwrap();
+    let next = applied(&first, &of_services(vec![given(1, 25)]));
+    let (breaker, same, cluster) = parts(&next);
+    assert!(Arc::ptr_eq(&adaptive, &same));
+    assert_eq!((breaker.requests(), breaker.limits().requests), (1, Some(1)));
+    assert_eq!(next.services[KEY].routes[0].admit(&cluster).err(), Some(weft_api::Reason::BreakerOpen));
+    // What was refused by one of the two has no place at the other.
+    assert_eq!((breaker.requests(), cluster.breaker.requests()), (1, 1));
+    let (_, other, _) = parts(&applied(&next, &of_services(vec![given(1, 50)])));
+    assert!(!Arc::ptr_eq(&adaptive, &other));
+}
+
+#[test]
+fn a_request_beyond_the_adaptive_limit_or_a_retry_beyond_the_rules_is_refused() {
+    let mut service = service(&["10.0.0.1:8080"]);
+    service.clusters[0].breaker = None;
+    service.clusters[0].adaptive =
+        Some(v1::Adaptive { min_limit: 2, max_limit: 2, tolerance_percent: 25, baseline_every_ms: 60_000 });
+    service.routes[0].breaker = Some(v1::Breaker { max_retries: 1, ..Default::default() });
+    let snapshot = applied(&Snapshot::default(), &of_services(vec![service]));
+    let (route, cluster) = (&snapshot.services[KEY].routes[0], &snapshot.services[KEY].clusters[0]);
+    let held = [route.admit(cluster).unwrap(), route.admit(cluster).unwrap()];
+    assert_eq!(route.admit(cluster).err(), Some(weft_api::Reason::AdaptiveLimit));
+    drop(held);
+    assert!(route.admit(cluster).is_ok());
+    let _retry = route.admit_retry(cluster).unwrap();
+    assert!(route.admit_retry(cluster).is_none());
 }
 
 fn limited(limit: v1::RateLimit) -> v1::Workload {

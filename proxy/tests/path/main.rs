@@ -5,6 +5,7 @@
 
 mod apps;
 mod balancing;
+mod breaking;
 mod clients;
 mod egress;
 mod health;

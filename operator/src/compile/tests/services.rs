@@ -103,6 +103,7 @@ fn a_mesh_service_shapes_clusters_and_subsets() {
         "subsets": [{ "name": "v2", "labels": { "version": "v2" } }],
         "balancer": { "policy": "RoundRobin", "weights": [{ "labels": { "version": "v2" }, "weight": 10 }] },
         "circuitBreaker": { "maxConnections": 3 },
+        "adaptiveConcurrency": { "maxLimit": 50 },
         "health": { "outlier": { "consecutiveFailures": 0 } },
         "connection": { "connectTimeout": "250ms", "maxRequests": 9 },
     })));
@@ -113,6 +114,10 @@ fn a_mesh_service_shapes_clusters_and_subsets() {
     assert_eq!(whole.breaker.unwrap().max_connections, 3);
     assert_eq!(whole.breaker.unwrap().max_retries, 64);
     assert_eq!(whole.outlier, None);
+    let adaptive =
+        v1::Adaptive { min_limit: 3, max_limit: 50, tolerance_percent: 25, baseline_every_ms: 60_000 };
+    assert_eq!(whole.adaptive, Some(adaptive));
+    assert_eq!(cluster(&service, "shop/back:80/v2").adaptive, Some(adaptive));
     assert_eq!((whole.connect_timeout_ms, whole.max_requests_per_connection), (250, 9));
     assert_eq!(addresses(cluster(&service, "shop/back:80/v2")), ["10.0.0.2:8080"]);
     let source = &service.sources[0];
