@@ -33,6 +33,9 @@ pub const MAX_SERIES: usize = 2_000;
 /// A service, and one word.
 type ByService = Family<(ServiceLabels, [(&'static str, &'static str); 1]), Counter>;
 
+/// A service, and the port and subset of one of its clusters.
+type ClusterLabels = (ServiceLabels, [(&'static str, String); 2]);
+
 /// Every metric of the proxy.
 pub struct Metrics {
     registry: Registry,
@@ -64,7 +67,7 @@ pub struct Metrics {
     config_rejections: Counter,
     operator_connected: Gauge,
     config_files_refused: Counter,
-    adaptive: Family<(ServiceLabels, [(&'static str, String); 2]), Gauge>,
+    adaptive: Family<ClusterLabels, Gauge>,
 }
 
 /// What became of the wish to retry.
