@@ -4,6 +4,7 @@
 
 pub mod names;
 pub mod reason;
+pub mod rendezvous;
 pub mod spiffe;
 pub mod text;
 

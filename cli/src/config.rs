@@ -83,6 +83,9 @@ struct Endpoint {
     ejected: Option<u64>,
     #[serde(default)]
     cause: Option<String>,
+    /// Why it fails active checks, if it does.
+    #[serde(default)]
+    unhealthy: Option<String>,
 }
 
 /// Destinations and their endpoints.
@@ -128,6 +131,9 @@ fn cluster_table(clusters: &[Cluster]) -> String {
 }
 
 fn state(endpoint: &Endpoint) -> String {
+    if let Some(unhealthy) = &endpoint.unhealthy {
+        return unhealthy.clone();
+    }
     let cause = endpoint.cause.as_deref().map_or_else(String::new, |cause| format!(" ({cause})"));
     match endpoint.ejected {
         None => "in use".to_owned(),
@@ -145,18 +151,20 @@ mod tests {
         let clusters: Vec<Cluster> = serde_json::from_value(serde_json::json!([
             {"service": "shop/back:80", "cluster": "shop/back:80", "balancer": "PeakEwma", "breaker": {}, "endpoints": [
                 {"address": "10.0.0.1:80", "weight": 100, "identity": "spiffe://x/ns/shop/sa/back", "pod": "back-1", "in_flight": 2, "ewma_ms": 1.26, "ejected": null, "ejections": 0, "cause": null},
-                {"address": "10.0.0.2:80", "weight": 100, "identity": null, "pod": "", "in_flight": 0, "ewma_ms": null, "ejected": 4200, "ejections": 1, "cause": "5 consecutive failures"}]},
+                {"address": "10.0.0.2:80", "weight": 100, "identity": null, "pod": "", "in_flight": 0, "ewma_ms": null, "ejected": 4200, "ejections": 1, "cause": "5 consecutive failures"},
+                {"address": "10.0.0.3:80", "pod": "back-3", "unhealthy": "unhealthy: status 503", "checked_here": true}]},
             {"service": "shop/none:80", "cluster": "shop/none:80", "endpoints": []},
         ]))
         .unwrap();
         let text = cluster_table(&clusters);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 4);
+        assert_eq!(lines.len(), 5);
         assert!(lines[1].contains("back-1") && lines[1].contains("1.3ms") && lines[1].ends_with("in use"));
         assert!(
             lines[2].contains("plaintext")
                 && lines[2].ends_with("ejected for 4.2s more (5 consecutive failures)")
         );
-        assert!(lines[3].ends_with("none"));
+        assert!(lines[3].ends_with("unhealthy: status 503"));
+        assert!(lines[4].ends_with("none"));
     }
 }

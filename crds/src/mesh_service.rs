@@ -43,7 +43,7 @@ pub use external::{External, ExternalEndpoint, ExternalHost, ExternalPort, Origi
     printcolumn = r#"{"name":"In-Mesh", "type":"integer", "jsonPath":".status.inMesh", "description":"endpoints that run a Weft proxy"}"#
 )]
 #[kube(
-    printcolumn = r#"{"name":"Ejected", "type":"integer", "jsonPath":".status.ejected", "description":"endpoints that at least one client proxy holds ejected"}"#
+    printcolumn = r#"{"name":"Ejected", "type":"integer", "jsonPath":".status.ejected", "description":"endpoints that at least one client proxy holds ejected, or finds unhealthy"}"#
 )]
 #[kube(
     printcolumn = r#"{"name":"Applied", "type":"string", "jsonPath":".status.applied", "description":"proxies that have this in force / connected proxies that need it"}"#
@@ -158,7 +158,109 @@ pub struct Health {
     /// Passive: judged by the answers to real requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier: Option<Outlier>,
+    /// Active: judged by requests that are made for it. Default: none are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<ActiveCheck>,
 }
+
+/// Checks of every endpoint, made by the proxies of some of those that call the service, in the same way as their requests (mTLS,
+/// when the endpoint is in the mesh). An endpoint that fails them gets requests only when nothing else is left.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("[has(self.http), has(self.grpc), has(self.tcp)].filter(given, given).size() == 1").message(
+        "health.active needs exactly one of http, grpc and tcp: say what the endpoints are asked, for example http: {path: /healthz}"
+    )
+)]
+#[x_kube(
+    validation = Rule::new("duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '10s')").message(
+        "health.active.timeout (1s when not given) must not be longer than interval (10s when not given): lower timeout or raise interval"
+    )
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.interval) || duration(self.interval) >= duration('100ms')").message(
+        "health.active.interval must be at least 100ms: checks are not to be a load; take health.outlier for what has to be noticed sooner"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ActiveCheck {
+    /// A GET over HTTP/1.1 without TLS of the application's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCheck>,
+    /// A call of `grpc.health.v1.Health/Check`; `SERVING` passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcCheck>,
+    /// A connection: `tcp: {}`. It passes when the application accepts it, and does not close it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpCheck>,
+    /// Port of the pods that is checked. Default: the one that requests go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<u16>,
+    /// From one check of an endpoint to the next, by each of its checkers; at least 100ms. Default: 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// Until a check without an answer has failed; not longer than `interval`. Default: 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Failures in a row until an endpoint is unhealthy. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_threshold: Option<u32>,
+    /// Successes in a row until it is healthy again. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_threshold: Option<u32>,
+    /// How far each interval is shortened or lengthened by chance, in percent, so that checks do not come together. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub jitter: Option<u32>,
+    /// Callers that check one endpoint at most; what most of them find holds for all other callers. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub max_checkers: Option<u32>,
+}
+
+/// A GET over HTTP/1.1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpCheck {
+    /// Path, with a query if there is one; begins with a slash.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^/[!-~]*$')").message(
+            "health.active.http.path must begin with a slash and be printable ASCII without spaces: write for example /healthz, and escape the rest as in a URL"
+        )
+    )]
+    pub path: String,
+    /// Statuses that pass. 429 is neither a success nor a failure unless it stands here. Default: all from 200 to 399.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 100, max = 599)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub expected_statuses: Vec<u16>,
+    /// The Host header. Default: the endpoint's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[A-Za-z0-9.:_-]+$')").message(
+            "health.active.http.host must be the name of a host, with a port if need be: write for example back.shop.svc"
+        )
+    )]
+    pub host: Option<String>,
+}
+
+/// A call of grpc.health.v1.Health/Check.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GrpcCheck {
+    /// The service that is asked about. Default: the server as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub service: Option<String>,
+}
+
+/// A connection. There is nothing to set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct TcpCheck {}
 
 /// Ejection of failing endpoints. In force with these defaults even when not written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -322,7 +424,7 @@ pub struct MeshServiceStatus {
     /// Endpoints that run a Weft proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_mesh: Option<u32>,
-    /// Endpoints that at least one client proxy holds ejected.
+    /// Endpoints that at least one client proxy holds ejected, or finds unhealthy by active checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ejected: Option<u32>,
     /// "N/M": how many of the connected proxies that need this resource have it in force.

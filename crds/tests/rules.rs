@@ -491,6 +491,45 @@ fn what_endpoints_are_judged_by_is_bounded_and_could_judge() {
 }
 
 #[test]
+fn an_active_check_is_of_one_kind_and_within_its_bounds() {
+    let active = |active: Value| mesh(json!({"health": {"active": active}}));
+    passes(
+        MESH,
+        active(
+            json!({"http": {"path": "/healthz?deep=1", "expectedStatuses": [200, 204], "host": "back.shop.svc"}, "port": 8081,
+            "interval": "5s", "timeout": "5s", "unhealthyThreshold": 1, "healthyThreshold": 100, "jitter": 0, "maxCheckers": 16}),
+        ),
+    );
+    passes(MESH, active(json!({"grpc": {"service": "shop.v1.Back"}})));
+    passes(MESH, active(json!({"grpc": {}})));
+    passes(MESH, active(json!({"tcp": {}})));
+    refused(MESH, active(json!({})), "exactly one of http, grpc and tcp");
+    refused(MESH, active(json!({"tcp": {}, "grpc": {}})), "exactly one of http, grpc and tcp");
+    refused(MESH, active(json!({"tcp": {}, "timeout": "11s"})), "health.active.timeout");
+    refused(MESH, active(json!({"tcp": {}, "interval": "500ms"})), "health.active.timeout");
+    refused(MESH, active(json!({"tcp": {}, "interval": "50ms", "timeout": "50ms"})), "at least 100ms");
+    for (field, low, high) in [
+        ("port", 0, 65_536),
+        ("unhealthyThreshold", 0, 101),
+        ("healthyThreshold", 0, 101),
+        ("maxCheckers", 0, 17),
+    ] {
+        refused(MESH, active(json!({"tcp": {}, field: low})), "minimum");
+        refused(MESH, active(json!({"tcp": {}, field: high})), "maximum");
+    }
+    refused(MESH, active(json!({"tcp": {}, "jitter": 101})), "maximum");
+    let http = |more: Value| active(json!({"http": more}));
+    refused(MESH, http(json!({})), "required \"path\"");
+    refused(MESH, http(json!({"path": "healthz"})), "begin with a slash");
+    refused(MESH, http(json!({"path": "/a b"})), "begin with a slash");
+    refused(MESH, http(json!({"path": "/", "host": "a b"})), "name of a host");
+    refused(MESH, http(json!({"path": "/", "expectedStatuses": [99]})), "minimum");
+    refused(MESH, http(json!({"path": "/", "expectedStatuses": [600]})), "maximum");
+    refused(MESH, http(json!({"path": "/", "expectedStatuses": [200, 200]})), "duplicate");
+    refused(MESH, active(json!({"grpc": {"service": "x".repeat(254)}})), "maxLength");
+}
+
+#[test]
 fn the_longest_ejection_is_not_shorter_than_the_first() {
     let outlier = |outlier: Value| mesh(json!({"health": {"outlier": outlier}}));
     refused(MESH, outlier(json!({"ejectionTime": "6m"})), "health.outlier.maxEjectionTime");

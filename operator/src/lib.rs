@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod ca;
 pub mod check;
+pub mod checks;
 pub mod cleanup;
 pub mod compile;
 pub mod index;

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
 use crate::ca::{Authority, Root, secret};
+use crate::checks;
 use crate::index::Index;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
@@ -93,6 +94,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut server =
         tokio::spawn(serve::run(Arc::clone(&shared), Arc::new(ApiServer(writer.clone())), listener));
 
+    tasks.spawn(checks::keep(Arc::clone(&shared), settings.clone()));
     let leader = Leader {
         client: client.clone(),
         writer,

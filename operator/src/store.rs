@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use weft_api::v1;
 
+use crate::checks::{Checks, Table};
 use crate::compile;
 use crate::index::{Change, Dirty, Entry, Index, Key, ServiceId};
 use crate::metrics::Metrics;
@@ -82,6 +83,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Compiled {
     /// Version of the Service in the index. Pods have none: theirs is dropped when they change.
     version: u64,
+    /// Of what is known of active checks; `None`: it has none.
+    checks: Option<u64>,
     service: Arc<v1::Service>,
 }
 
@@ -93,6 +96,7 @@ pub struct Store {
     interests: Mutex<HashMap<Topic, HashMap<u64, Arc<Mailbox>>>>,
     next_session: AtomicU64,
     changed: watch::Sender<u64>,
+    checks: Checks,
     metrics: Arc<Metrics>,
 }
 
@@ -106,6 +110,7 @@ impl Store {
             interests: Mutex::default(),
             next_session: AtomicU64::new(1),
             changed: watch::Sender::new(0),
+            checks: Checks::default(),
             metrics,
         }
     }
@@ -126,6 +131,27 @@ impl Store {
         self.forget(&dirty);
         self.tell(dirty);
         self.changed.send_replace(version);
+    }
+
+    /// Takes what active checks found now, and tells those whom it concerns: callers of the Services, and of those that split
+    /// requests to them.
+    pub fn checked(&self, table: Table) {
+        let mut dirty = Dirty::default();
+        dirty.services.extend(self.checks.set(table));
+        if dirty.services.is_empty() {
+            return;
+        }
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let splitters = |key: &Key| -> Vec<Key> {
+            let space = index.space(&key.namespace);
+            let names = space.and_then(|space| space.settled.splitters.get(&key.name)).into_iter().flatten();
+            names.map(|name| Key::new(&key.namespace, name)).collect()
+        };
+        let more: Vec<Key> = dirty.services.iter().flat_map(splitters).collect();
+        drop(index);
+        dirty.services.extend(more);
+        self.forget(&dirty);
+        self.tell(dirty);
     }
 
     fn forget(&self, dirty: &Dirty) {
@@ -215,17 +241,22 @@ impl View<'_> {
             ServiceId::Service(key, _) => (Topic::Service(key.clone()), self.index.service_version(key)),
             ServiceId::Pod(key, _) => (Topic::Pod(key.clone()), 0),
         };
-        let known = |port: &Compiled| (port.version == version).then(|| Arc::clone(&port.service));
+        let known = |port: &Compiled| {
+            let current = port.version == version && self.store.checks.is_current(port.checks);
+            current.then(|| Arc::clone(&port.service))
+        };
         if let Some(service) =
             lock(&self.store.compiled).get(&topic).and_then(|ports| ports.get(&id.port())).and_then(known)
         {
             return Some(service);
         }
         let start = Instant::now();
-        let service = Arc::new(compile::service(self.index, id)?);
+        let mut service = compile::service(self.index, id)?;
+        let checks = self.store.checks.add(&mut service);
+        let service = Arc::new(service);
         self.store.metrics.compile_seconds.observe(start.elapsed().as_secs_f64());
         self.store.metrics.compiled.inc();
-        let compiled = Compiled { version, service: Arc::clone(&service) };
+        let compiled = Compiled { version, checks, service: Arc::clone(&service) };
         lock(&self.store.compiled).entry(topic).or_default().insert(id.port(), compiled);
         Some(service)
     }

@@ -166,6 +166,7 @@ async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
     // A gauge of what is true at this moment, whether or not an operator is there to be told.
     let snapshot = admin.store.load();
     admin.metrics.ejected(&snapshot.ejections());
+    admin.metrics.unhealthy(&snapshot.unhealthy());
     admin.metrics.adaptive(snapshot.adaptive_limits());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
 }

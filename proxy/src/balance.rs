@@ -142,7 +142,7 @@ impl Load {
 /// Whether the cluster's share allows one more ejection.
 fn may_one_more(cluster: &Cluster, config: &OutlierConfig, now: Instant) -> bool {
     let all = &cluster.endpoints;
-    let out = all.iter().filter(|e| e.live.health.admits(now) != Admission::In).count();
+    let out = all.iter().filter(|e| cluster.admission(e, now) != Admission::In).count();
     may_eject(all.len(), out, config.max_ejected_percent)
 }
 
@@ -166,8 +166,9 @@ pub(crate) fn reached(cluster: &Cluster, endpoint: &Endpoint, now: Instant) -> O
 
 /// Whether there is an endpoint in balancing that this request has not been to.
 pub(crate) fn another(cluster: &Cluster, tried: &[SocketAddr], here: SocketAddr, now: Instant) -> bool {
-    let mut others = cluster.endpoints.iter().filter(|other| other.addr != here && other.weight > 0);
-    others.any(|other| !tried.contains(&other.addr) && other.live.health.admits(now) == Admission::In)
+    let within_reach = cluster.endpoints.iter().enumerate().filter(|(i, _)| cluster.plan.tier_of(*i).is_some());
+    let mut others = within_reach.map(|(_, other)| other).filter(|other| other.addr != here && other.weight > 0);
+    others.any(|other| !tried.contains(&other.addr) && cluster.admission(other, now) == Admission::In)
 }
 
 /// Judges a cluster's endpoints beside each other, if that is to be done now; whom it ejected. One branch for a cluster
@@ -181,7 +182,7 @@ pub fn judge(cluster: &Cluster, now: Instant) -> Vec<(Arc<Endpoint>, Verdict)> {
     }
     let all = &cluster.endpoints;
     let counts = cluster.live.window.turn(all.iter().map(|endpoint| &endpoint.live));
-    let in_balancing = |endpoint: &Endpoint| endpoint.live.health.admits(now) == Admission::In;
+    let in_balancing = |endpoint: &Endpoint| cluster.admission(endpoint, now) == Admission::In;
     let peers: Vec<_> =
         all.iter().zip(counts).map(|(endpoint, counts)| in_balancing(endpoint).then_some(counts)).collect();
     let _deciding = cluster.live.ejecting.lock();

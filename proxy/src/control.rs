@@ -14,7 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use weft_api::v1::config_client::ConfigClient;
 use weft_api::v1::from_proxy::Message;
-use weft_api::v1::{Ack, Ejection, Ejections, FromProxy, Hello, Rejection, Subscribe, ToProxy};
+use weft_api::v1::{
+    Ack, Checked, CheckedEndpoint, Ejection, Ejections, FromProxy, Hello, Rejection, Subscribe, ToProxy,
+};
 
 use crate::backoff::Backoff;
 use crate::dial::{self, DialError, chain};
@@ -187,8 +189,8 @@ impl Control {
                     let ack = self.apply(update, &mut told);
                     to_operator.tell(Message::Ack(ack)).await?;
                     demands.follow(&self.store.load());
-                    // An endpoint that went may have been ejected.
-                    if !told.ejected.is_empty() {
+                    // An endpoint that went may have been ejected, or one that stays is said to be unhealthy.
+                    if !told.ejected.is_empty() || !told.checked.is_empty() || told.unhealthy {
                         report_at.get_or_insert(told.reported + EJECTIONS_EVERY);
                     }
                 }
@@ -205,8 +207,12 @@ impl Control {
                 }
                 () = at(report_at) => {
                     report_at = None;
-                    if let Some(report) = told.report(&self.store.load()) {
+                    let snapshot = self.store.load();
+                    if let Some(report) = told.report(&snapshot) {
                         to_operator.tell(Message::Ejections(report)).await?;
+                    }
+                    if let Some(checked) = told.report_checked(&snapshot) {
+                        to_operator.tell(Message::Checked(checked)).await?;
                     }
                 }
                 _ = expiry.tick() => {
@@ -359,18 +365,30 @@ struct Told {
     services: HashSet<String>,
     // By this proxy.
     ejected: Vec<Ejection>,
+    checked: Vec<CheckedEndpoint>,
     reported: Instant,
+    // By the operator: an endpoint of the last services that came.
+    unhealthy: bool,
 }
 
 impl Default for Told {
     fn default() -> Self {
-        Self { services: HashSet::new(), ejected: Vec::new(), reported: Instant::now() }
+        Self {
+            services: HashSet::new(),
+            ejected: Vec::new(),
+            checked: Vec::new(),
+            reported: Instant::now(),
+            unhealthy: false,
+        }
     }
 }
 
 impl Told {
     fn note(&mut self, update: &ToProxy) {
         self.services.extend(update.services.iter().map(|service| service.key.clone()));
+        let clusters = update.services.iter().flat_map(|service| &service.clusters);
+        let mut checks = clusters.flat_map(|c| &c.endpoints).filter_map(|endpoint| endpoint.check.as_ref());
+        self.unhealthy = checks.any(|check| check.unhealthy);
         for key in &update.removed_services {
             self.services.remove(key);
         }
@@ -385,6 +403,18 @@ impl Told {
         }
         self.ejected.clone_from(&ejected);
         Some(Ejections { ejected })
+    }
+}
+
+impl Told {
+    // What the own checks found, the whole of it, if that is something else than was told last.
+    fn report_checked(&mut self, snapshot: &Snapshot) -> Option<Checked> {
+        let unhealthy = snapshot.checked();
+        if unhealthy == self.checked {
+            return None;
+        }
+        self.checked.clone_from(&unhealthy);
+        Some(Checked { unhealthy })
     }
 }
 

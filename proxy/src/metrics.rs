@@ -56,6 +56,8 @@ pub struct Metrics {
     retries: ByService,
     ejections: ByService,
     ejected: Family<ServiceLabels, Gauge>,
+    checks: ByService,
+    unhealthy: Family<ServiceLabels, Gauge>,
     detection: Histogram,
     log_dropped: Counter,
     certificate_expiry: Gauge<f64, AtomicU64>,
@@ -133,6 +135,8 @@ impl Metrics {
             retries: registered(&mut r, "retries", "Retries wanted, by what became of them"),
             ejections: registered(&mut r, "ejections", "Endpoints taken out of balancing, by cause"),
             ejected: registered(&mut r, "endpoint_ejected", "Endpoints out of balancing now"),
+            checks: registered(&mut r, "health_checks", "Active checks made by this proxy, by outcome"),
+            unhealthy: registered(&mut r, "endpoint_unhealthy", "Endpoints that fail active checks now"),
             detection: {
                 let histogram =
                     Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]);
@@ -300,14 +304,17 @@ impl Metrics {
 
     /// All that is out of balancing now.
     pub fn ejected(&self, ejected: &[v1::Ejection]) {
-        let mut counts: HashMap<ServiceLabels, i64> = HashMap::new();
-        for ejection in ejected {
-            *counts.entry(ServiceLabels::of(&ejection.service)).or_default() += 1;
-        }
-        self.ejected.clear();
-        for (labels, count) in counts {
-            self.ejected.get_or_create(&labels).set(count);
-        }
+        count(&self.ejected, ejected);
+    }
+
+    /// All that fails active checks now.
+    pub fn unhealthy(&self, unhealthy: &[v1::Ejection]) {
+        count(&self.unhealthy, unhealthy);
+    }
+
+    /// An active check was made.
+    pub fn checked(&self, service: &str, outcome: &'static str) {
+        self.checks.get_or_create(&(ServiceLabels::of(service), [("outcome", outcome)])).inc();
     }
 
     /// Limits that find themselves, by cluster, as they are now.
@@ -367,6 +374,18 @@ impl Metrics {
     /// Whether the stream from the operator is up.
     pub fn operator_connected(&self, connected: bool) {
         self.operator_connected.set(i64::from(connected));
+    }
+}
+
+/// Sets a gauge of each service to how many endpoints of it there are; the others go.
+fn count(gauge: &Family<ServiceLabels, Gauge>, endpoints: &[v1::Ejection]) {
+    let mut counts: HashMap<ServiceLabels, i64> = HashMap::new();
+    for endpoint in endpoints {
+        *counts.entry(ServiceLabels::of(&endpoint.service)).or_default() += 1;
+    }
+    gauge.clear();
+    for (labels, count) in counts {
+        gauge.get_or_create(&labels).set(count);
     }
 }
 

@@ -429,10 +429,15 @@ impl Health {
         }
     }
 
+    /// Something else than this state has changed that whoever reports the endpoint's health wants to know.
+    pub(crate) fn announce(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
     fn settle(&self, state: &State, verdict: Option<Verdict>) {
         self.publish(state);
         if verdict.is_some() {
-            self.changes.send_modify(|n| *n = n.wrapping_add(1));
+            self.announce();
         }
     }
 

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
+use crate::checks::Checker;
 use crate::control::{Control, Names};
 use crate::identity;
 use crate::listener::{self, Bound, Listen};
@@ -141,6 +142,14 @@ impl Parts {
         };
         let certificates =
             identity::run(Arc::clone(&self.settings), Arc::clone(&self.tls), Arc::clone(&self.status));
+        let pod = &self.settings.pod;
+        let checker = Checker {
+            store: Arc::clone(&self.store),
+            tls: Arc::clone(&self.tls),
+            metrics: Arc::clone(&self.metrics),
+            pod_ips: pod.ips.clone(),
+            own_name: format!("{}/{}", pod.namespace, pod.name),
+        };
         let runtime = single_threaded()?;
         let stop = {
             let _entered = runtime.enter();
@@ -153,6 +162,7 @@ impl Parts {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(certificates);
                 tasks.spawn(control.run());
+                tasks.spawn(checker.run());
                 tasks.spawn(stopping);
                 // None of them ends by itself; a panic is the end of the process in the release build.
                 while let Some(ended) = tasks.join_next().await {

@@ -18,13 +18,14 @@ use crate::balance::ramp::SlowStart;
 use crate::balance::strain::Strain;
 use crate::balance::tiers::{Locality, Plan};
 use crate::breaker::Breaker;
+use crate::checks::standing::{ActiveCheck, Checked};
 use crate::egress::{Egress, Host};
 use crate::ewma::Latency;
 use crate::http::patience::Usual;
 use crate::limit::Limits;
 use crate::originate::Originate;
 use crate::outlier::judge::{Tally, Window};
-use crate::outlier::{Cause, Ejecting, Health, OutlierConfig};
+use crate::outlier::{Admission, Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
 use crate::route::Route;
 
@@ -189,6 +190,8 @@ pub struct Cluster {
     pub max_requests_per_connection: Option<u32>,
     /// TLS that the proxy speaks to the endpoints in the application's place.
     pub tls: Option<Arc<Originate>>,
+    /// How endpoints are checked. `None`: not at all.
+    pub active: Option<Arc<ActiveCheck>>,
     /// Carried over updates by name.
     pub live: Arc<ClusterLive>,
     /// What RingHash and Maglev look at; only with them.
@@ -264,6 +267,17 @@ pub struct Endpoint {
     pub priority: u32,
     /// Carried over updates by service, address and pod.
     pub live: Arc<EndpointLive>,
+    /// What the operator says of its checks. `None`: it is not checked.
+    pub check: Option<EndpointCheck>,
+}
+
+/// What the operator says of the checks of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointCheck {
+    /// Who must answer at the port that is checked. `None`: plaintext.
+    pub identity: Option<Arc<Identity>>,
+    /// Most of its checkers find it so.
+    pub unhealthy: bool,
 }
 
 /// What outlives an update of an endpoint.
@@ -277,6 +291,8 @@ pub struct EndpointLive {
     pub(crate) strain: Strain,
     /// When it came to a service that was known before. `None`: it was there from the beginning.
     pub(crate) since: Option<Instant>,
+    /// What this proxy's own active checks say.
+    pub(crate) checked: Checked,
 }
 
 /// Counts ejections and returns of every endpoint, for whoever reports them.
@@ -296,20 +312,41 @@ impl Snapshot {
         self.health.0.subscribe()
     }
 
-    /// Every endpoint that is held ejected now, once per service, in order.
+    /// Every endpoint that is out of balancing now, ejected or unhealthy, once per service, in order.
     #[must_use]
     pub fn ejections(&self) -> Vec<v1::Ejection> {
+        self.report(|cluster, endpoint| {
+            let ejected = cluster.outlier.as_ref().and_then(|_| endpoint.live.health.ejected());
+            endpoint.unhealthy().or_else(|| Some(ejected?.to_string()))
+        })
+    }
+
+    /// Every endpoint that is unhealthy by active checks, whoever makes them.
+    #[must_use]
+    pub fn unhealthy(&self) -> Vec<v1::Ejection> {
+        self.report(|_, endpoint| endpoint.unhealthy())
+    }
+
+    /// Every endpoint that this proxy's own checks find unhealthy.
+    #[must_use]
+    pub fn checked(&self) -> Vec<v1::CheckedEndpoint> {
+        let own = self.report(|_, endpoint| (endpoint.live.checked.is_unhealthy()?).then(String::new));
+        let row = |e: v1::Ejection| v1::CheckedEndpoint { service: e.service, endpoint: e.endpoint };
+        own.into_iter().map(row).collect()
+    }
+
+    fn report(&self, cause: impl Fn(&Cluster, &Endpoint) -> Option<String>) -> Vec<v1::Ejection> {
         let mut ejected: Vec<v1::Ejection> = self
             .services
             .values()
             .flat_map(|service| &service.clusters)
-            .filter(|cluster| cluster.outlier.is_some())
+            .filter(|cluster| cluster.outlier.is_some() || cluster.active.is_some())
             .flat_map(|cluster| cluster.endpoints.iter().map(move |endpoint| (cluster, endpoint)))
             .filter_map(|(cluster, endpoint)| {
                 Some(v1::Ejection {
                     service: service_of(&cluster.name).to_owned(),
                     endpoint: endpoint.addr.to_string(),
-                    cause: endpoint.live.health.ejected()?.to_string(),
+                    cause: cause(cluster, endpoint)?,
                 })
             })
             .collect();
@@ -411,6 +448,34 @@ impl ServiceLive {
     }
 }
 
+impl Cluster {
+    /// Whether an endpoint of it takes requests now. One branch each for what a cluster does not use.
+    pub(crate) fn admission(&self, endpoint: &Endpoint, now: tokio::time::Instant) -> Admission {
+        if self.active.is_some() && endpoint.is_unhealthy() {
+            return Admission::Out;
+        }
+        if self.outlier.is_some() { endpoint.live.health.admits(now) } else { Admission::In }
+    }
+}
+
+impl Endpoint {
+    /// By active checks: the own ones where there are any, otherwise what the others found.
+    #[must_use]
+    pub fn is_unhealthy(&self) -> bool {
+        let told = self.check.as_ref().is_some_and(|check| check.unhealthy);
+        self.check.is_some() && self.live.checked.is_unhealthy().unwrap_or(told)
+    }
+
+    /// The same, with the cause.
+    #[must_use]
+    pub fn unhealthy(&self) -> Option<String> {
+        self.is_unhealthy().then(|| match self.live.checked.is_unhealthy() {
+            Some(_) => format!("unhealthy: {}", self.live.checked.why()),
+            None => "unhealthy: failed the checks of other proxies".to_owned(),
+        })
+    }
+}
+
 impl EndpointLive {
     pub(crate) fn new(changes: &HealthChanges, since: Option<Instant>) -> Self {
         Self {
@@ -420,6 +485,7 @@ impl EndpointLive {
             tally: Tally::default(),
             strain: Strain::default(),
             since,
+            checked: Checked::default(),
         }
     }
 

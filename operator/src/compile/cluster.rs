@@ -7,6 +7,7 @@ use weft_api::v1::{self, Source};
 use weft_crds::MeshServiceSpec;
 use weft_crds::mesh_service::AdaptiveConcurrency;
 
+use super::active;
 use super::balance;
 use super::endpoints::{self, Member};
 use crate::index::policy::InForce;
@@ -64,6 +65,7 @@ impl<'a> Maker<'a> {
             sources.push(source("MeshService", described));
         }
         let members = self.members.values().filter(|m| chosen(m));
+        let checked = members.clone();
         let endpoints = members.map(|m| {
             let pod = m.pod.map(|pod| &**pod);
             let mut endpoint = endpoints::compile(self.index, m, balance::weight(spec, pod), sources);
@@ -84,6 +86,7 @@ impl<'a> Maker<'a> {
             ..v1::Cluster::default()
         };
         balance::fill(&mut cluster, spec);
+        active::fill(&mut cluster, self.index, spec, checked, sources);
         cluster
     }
 }

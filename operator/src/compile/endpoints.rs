@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_api::v1::{Endpoint, MtlsMode, Source};
+use weft_api::v1::{Endpoint, EndpointCheck, MtlsMode, Source};
 
 use super::authentication::authentication;
 use crate::index::{Index, Pod, Service, ServicePort, Space, TargetPort, selects};
@@ -103,15 +103,33 @@ pub fn compile(index: &Index, member: &Member<'_>, weight: u32, sources: &mut Ve
         zone.clone_into(&mut endpoint.zone);
     }
     region.clone_into(&mut endpoint.region);
-    if pod.mesh {
-        let authentication = authentication(index, pod);
-        if authentication.at(member.at.port()) == MtlsMode::Disable {
-            sources.extend(authentication.source);
-        } else {
-            endpoint.identity = index.identity(pod).to_string();
-        }
-    }
+    endpoint.identity = identity_at(index, pod, member.at.port(), sources);
     endpoint
+}
+
+/// Who a caller must find at a port of a pod; nobody in particular where the pod takes no mTLS.
+fn identity_at(index: &Index, pod: &Pod, port: u16, sources: &mut Vec<Source>) -> String {
+    if !pod.mesh {
+        return String::new();
+    }
+    let authentication = authentication(index, pod);
+    if authentication.at(port) == MtlsMode::Disable {
+        sources.extend(authentication.source);
+        return String::new();
+    }
+    index.identity(pod).to_string()
+}
+
+/// What a checker is told of an endpoint, of which this port is checked. Whether it is healthy is not known here.
+pub fn checked(
+    index: &Index,
+    member: &Member<'_>,
+    port: Option<u16>,
+    sources: &mut Vec<Source>,
+) -> EndpointCheck {
+    let port = port.unwrap_or(member.at.port());
+    let identity = member.pod.map(|pod| identity_at(index, pod, port, sources)).unwrap_or_default();
+    EndpointCheck { identity, unhealthy: false }
 }
 
 /// Endpoints of a Service, counted for its status.

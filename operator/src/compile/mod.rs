@@ -1,6 +1,7 @@
 //! From the index to what a proxy is told: pure functions, no I/O, no time, no state. The same index always gives the same
 //! message, whatever the order of events was.
 
+mod active;
 mod address;
 mod authentication;
 mod balance;

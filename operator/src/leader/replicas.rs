@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::names;
 use weft_api::v1::peers_client::PeersClient;
-use weft_api::v1::{AppliedReply, AppliedRequest};
+use weft_api::v1::{AppliedReply, AppliedRequest, ChecksReply, ChecksRequest};
 
 use crate::serve::{Shared, fleet};
 use crate::settings::Settings;
@@ -65,6 +65,41 @@ impl Replicas {
     }
 }
 
+/// The other replicas, asked by one that need not lead what their proxies' checks say.
+#[derive(Default)]
+pub struct Others {
+    channels: HashMap<IpAddr, Channel>,
+}
+
+impl Others {
+    /// What each says; one that does not answer, or is too old to know, says nothing.
+    pub async fn checks(&mut self, shared: &Shared, settings: &Settings) -> Vec<ChecksReply> {
+        let others = others(shared, settings);
+        self.channels.retain(|ip, _| others.contains(ip));
+        let mut asked = JoinSet::new();
+        for ip in others {
+            let channel = self.channels.remove(&ip);
+            let tls = Arc::clone(&shared.serving.current().client);
+            let at = SocketAddr::new(ip, settings.grpc_port);
+            asked.spawn(async move { (ip, timeout(ASK, ask_checks(at, channel, tls)).await) });
+        }
+        let mut replies = Vec::new();
+        while let Some(Ok((ip, answer))) = asked.join_next().await {
+            match answer {
+                Ok(Ok((channel, reply))) => {
+                    self.channels.insert(ip, channel);
+                    replies.push(reply);
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %error, %ip, "another replica did not tell its checks")
+                }
+                Err(_) => tracing::debug!(%ip, "another replica did not tell its checks in time"),
+            }
+        }
+        replies
+    }
+}
+
 /// Addresses of the other ready replicas.
 pub(super) fn others(shared: &Shared, settings: &Settings) -> Vec<IpAddr> {
     shared.store.view(|view| {
@@ -88,6 +123,20 @@ async fn ask(
     };
     let mut client = PeersClient::new(channel.clone()).max_decoding_message_size(LARGEST_REPLY);
     let reply = client.applied(AppliedRequest {}).await?.into_inner();
+    Ok((channel, reply))
+}
+
+async fn ask_checks(
+    at: SocketAddr,
+    channel: Option<Channel>,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<(Channel, ChecksReply), Box<dyn std::error::Error + Send + Sync>> {
+    let channel = match channel {
+        Some(channel) => channel,
+        None => connect(at, tls).await?,
+    };
+    let mut client = PeersClient::new(channel.clone()).max_decoding_message_size(LARGEST_REPLY);
+    let reply = client.checks(ChecksRequest {}).await?.into_inner();
     Ok((channel, reply))
 }
 

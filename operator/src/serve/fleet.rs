@@ -1,10 +1,12 @@
 //! The proxies connected to this replica: what each has in force and holds ejected, and the sums over all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use weft_api::v1::{AppliedReply, AppliedRow, EjectedRow, Ejection};
+use tokio::sync::Notify;
+use weft_api::v1::{AppliedReply, AppliedRow, CheckedEndpoint, ChecksReply, EjectedRow, Ejection};
 
+use crate::checks;
 use crate::index::Key;
 
 /// Endpoints that one proxy may report as ejected; what is beyond is left out.
@@ -19,12 +21,17 @@ struct Report {
     pod: Key,
     applied: Vec<AppliedRow>,
     ejected: Vec<Ejection>,
+    /// Services with active checks that it calls.
+    checking: BTreeSet<String>,
+    /// Endpoints of those that fail its own checks, with their service.
+    unhealthy: Vec<CheckedEndpoint>,
 }
 
 /// All connected proxies.
 #[derive(Debug, Default)]
 pub struct Fleet {
     reports: Mutex<Reports>,
+    checks_changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -49,13 +56,52 @@ impl Fleet {
             return None;
         }
         *streams += 1;
-        reports.by_session.insert(session, Report { pod, applied: Vec::new(), ejected: Vec::new() });
+        let report = Report {
+            pod,
+            applied: Vec::new(),
+            ejected: Vec::new(),
+            checking: BTreeSet::new(),
+            unhealthy: Vec::new(),
+        };
+        reports.by_session.insert(session, report);
         drop(reports);
         Some(Member { fleet: Arc::clone(self), session })
     }
 
     fn lock(&self) -> MutexGuard<'_, Reports> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until proxies have said something else of checks than before.
+    pub async fn checks_changed(&self) {
+        self.checks_changed.notified().await;
+    }
+
+    /// Who of this replica's proxies may check, and what their checks found.
+    #[must_use]
+    pub fn checks(&self) -> ChecksReply {
+        let reports = self.lock();
+        // Who is connected for longest comes first.
+        let mut sessions: Vec<(&u64, &Report)> =
+            reports.by_session.iter().filter(|(_, report)| !report.checking.is_empty()).collect();
+        sessions.sort_unstable_by_key(|(session, _)| **session);
+        let mut candidates: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut votes: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+        for (_, report) in sessions {
+            let pod = report.pod.to_string();
+            for service in &report.checking {
+                let all = candidates.entry(service.clone()).or_default();
+                if all.len() < checks::MAX_CANDIDATES && !all.contains(&pod) {
+                    all.push(pod.clone());
+                }
+            }
+            for found in report.unhealthy.iter().filter(|found| report.checking.contains(&found.service)) {
+                let of = votes.entry(found.service.clone()).or_default();
+                of.entry(found.endpoint.clone()).or_default().insert(pod.clone());
+            }
+        }
+        drop(reports);
+        checks::reply(candidates, votes)
     }
 
     /// The sums over all proxies of this replica.
@@ -132,6 +178,25 @@ impl Member {
         }
     }
 
+    /// Which services with active checks it calls.
+    pub fn checking(&self, services: BTreeSet<String>) {
+        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session)
+            && report.checking != services
+        {
+            report.checking = services;
+            self.fleet.checks_changed.notify_one();
+        }
+    }
+
+    /// What its own checks found.
+    pub fn checked(&self, mut unhealthy: Vec<CheckedEndpoint>) {
+        unhealthy.truncate(MAX_EJECTED);
+        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session) {
+            report.unhealthy = unhealthy;
+            self.fleet.checks_changed.notify_one();
+        }
+    }
+
     /// What it holds ejected.
     pub fn ejected(&self, mut ejected: Vec<Ejection>) {
         ejected.truncate(MAX_EJECTED);
@@ -148,6 +213,9 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut reports = self.fleet.lock();
         let Some(report) = reports.by_session.remove(&self.session) else { return };
+        if !report.checking.is_empty() {
+            self.fleet.checks_changed.notify_one();
+        }
         if let Some(streams) = reports.by_pod.get_mut(&report.pod) {
             *streams -= 1;
             if *streams == 0 {

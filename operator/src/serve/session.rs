@@ -9,6 +9,7 @@ use prost::Message;
 use weft_api::v1::{self, AppliedRow, Source, ToProxy};
 use weft_crds::mesh_service::Target as Described;
 
+use crate::checks;
 use crate::compile::{self, Target};
 use crate::index::{Key, ServiceId};
 use crate::store::{Topic, View};
@@ -378,6 +379,13 @@ impl Session {
             }
         }
         rejected
+    }
+
+    /// Services with active checks that it calls.
+    #[must_use]
+    pub fn checking(&self) -> BTreeSet<String> {
+        let all = self.services.values().flat_map(|(service, _)| checks::checked(service));
+        all.map(str::to_owned).collect()
     }
 
     /// For every resource of Kubernetes that this proxy needs, whether it has it in force.

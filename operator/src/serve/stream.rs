@@ -231,6 +231,10 @@ impl Subscriber {
                 self.seat.want(demands.demands, |limit| self.session.keeps_limit(limit));
                 Ok(())
             }
+            Message::Checked(checked) => {
+                self.member.checked(checked.unhealthy);
+                Ok(())
+            }
         }
     }
 
@@ -265,6 +269,7 @@ impl Subscriber {
             return Ok(());
         }
         self.member.applied(self.session.report());
+        self.member.checking(self.session.checking());
         for message in messages {
             self.shared.metrics.pushes.inc();
             post(message, outgoing).await?;

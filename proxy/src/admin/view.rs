@@ -211,6 +211,17 @@ fn view_cluster(service: &Service, cluster: &Cluster) -> Value {
                 "factor": f64::from(rule.factor_thousandths) / 1e3,
             })),
         })),
+        "active": cluster.active.as_ref().map(|check| json!({
+            "kind": format!("{:?}", check.kind),
+            "port": check.port,
+            "interval_ms": millis(check.interval),
+            "timeout_ms": millis(check.timeout),
+            "unhealthy_threshold": check.unhealthy_threshold,
+            "healthy_threshold": check.healthy_threshold,
+            "jitter_percent": check.jitter_percent,
+            "checkers": check.checkers,
+            "max_checkers": check.max_checkers,
+        })),
         "endpoints": cluster.endpoints.iter().map(|endpoint| view_endpoint(endpoint)).collect::<Vec<_>>(),
         "hash": cluster.hash.as_ref().map(|on| match on {
             HashOn::Header(name) => json!({ "header": name.as_str() }),
@@ -246,6 +257,9 @@ fn view_endpoint(endpoint: &Endpoint) -> Value {
         "ejected": ejection.map(|(_, left)| millis(left)),
         "ejections": endpoint.live.ejections(),
         "cause": ejection.map(|(cause, _)| cause.to_string()),
+        // By active checks: why, if it is; and whether this proxy makes them.
+        "unhealthy": endpoint.unhealthy(),
+        "checked_here": endpoint.live.checked.is_unhealthy().is_some(),
     })
 }
 

@@ -135,10 +135,7 @@ impl<'a> Choice<'a> {
     }
 
     fn health(&self, endpoint: &Endpoint) -> Admission {
-        match self.cluster.outlier {
-            Some(_) => endpoint.live.health.admits(self.now),
-            None => Admission::In,
-        }
+        self.cluster.admission(endpoint, self.now)
     }
 
     /// Looks at all of them, group by group; within a group at the drawn tier first, then at the others in their order.

@@ -313,6 +313,47 @@ async fn ejections_are_reported_when_they_change_at_most_once_a_second() {
 }
 
 #[tokio::test]
+async fn what_the_own_checks_found_is_reported_whole() {
+    let mut operator = Operator::start();
+    let proxy = start(&operator).await;
+    let mut session = opened(&mut operator).await;
+    let call = proxy.ask("10.96.0.5:80");
+    session.subscribe().await;
+    let mut update = back(&["10.96.0.5:80"], &["10.1.0.1:8080", "10.1.0.2:8080"]);
+    let cluster = &mut update.services[0].clusters[0];
+    cluster.active = Some(v1::ActiveCheck {
+        kind: Some(v1::active_check::Kind::Tcp(v1::TcpCheck {})),
+        ..Default::default()
+    });
+    for endpoint in &mut cluster.endpoints {
+        endpoint.check = Some(v1::EndpointCheck::default());
+    }
+    session.send(update).await;
+    call.await.unwrap().unwrap();
+    let snapshot = proxy.store().load();
+    let live = &snapshot.services["shop/back:80"].default_cluster.endpoints[1].live;
+    for (unhealthy, found) in [(true, vec!["10.1.0.2:8080"]), (false, vec![])] {
+        live.checked.set(unhealthy, "status 503");
+        live.health.announce();
+        match session.next().await {
+            Message::Ejections(report) => {
+                assert_eq!(report.ejected.len(), found.len());
+                assert!(report.ejected.iter().all(|one| one.cause == "unhealthy: status 503"));
+            }
+            other => panic!("{other:?}"),
+        }
+        match session.next().await {
+            Message::Checked(report) => {
+                let own: Vec<_> = report.unhealthy.iter().map(|one| one.endpoint.as_str()).collect();
+                assert_eq!(own, found);
+                assert!(report.unhealthy.iter().all(|one| one.service == "shop/back:80"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn dropped_addresses_leave_the_snapshot_and_stale_services_are_forgotten() {
     let mut operator = Operator::start();
     let proxy = start(&operator).await;

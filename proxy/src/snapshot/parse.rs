@@ -11,9 +11,10 @@ use regex::{Regex, RegexBuilder};
 use weft_api::{Identity, v1};
 
 use super::apply::Carried;
-use super::{Cluster, Endpoint, MtlsMode, Probe, Protocol, Service, Target, Workload};
+use super::{Cluster, Endpoint, EndpointCheck, MtlsMode, Probe, Protocol, Service, Target, Workload};
 use crate::adaptive;
 use crate::breaker::Limits;
+use crate::checks::standing::{ActiveCheck, Kind};
 use crate::egress::Host;
 use crate::originate::Originate;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
@@ -186,6 +187,7 @@ fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
         endpoints,
         breaker,
         outlier: message.outlier.as_ref().and_then(outlier),
+        active: message.active.as_ref().map(|a| active(a, &message.checkers)).transpose()?.map(Arc::new),
         connect_timeout: millis(message.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT),
         idle_timeout: millis(message.idle_timeout_ms).unwrap_or(IDLE_TIMEOUT),
         max_requests_per_connection: unless_zero(message.max_requests_per_connection),
@@ -297,6 +299,63 @@ fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Res
         region: message.region.as_str().into(),
         priority: balance::priority(message.priority)?,
         live: carried.endpoint(cluster, addr, &message.pod),
+        check: message.check.as_ref().map(checked).transpose().map_err(|e| e.within("check"))?,
+    })
+}
+
+fn checked(message: &v1::EndpointCheck) -> Result<EndpointCheck> {
+    let identity = match message.identity.as_str() {
+        "" => None,
+        text => Some(identity("identity", text)?),
+    };
+    Ok(EndpointCheck { identity, unhealthy: message.unhealthy })
+}
+
+/// Checkers that a list may name; an operator lists 16.
+const MAX_CHECKERS: usize = 64;
+
+fn active(message: &v1::ActiveCheck, checkers: &[String]) -> Result<ActiveCheck> {
+    use v1::active_check::Kind as Message;
+    let kind =
+        match &message.kind {
+            Some(Message::Http(http)) => Kind::Http {
+                path: http.path.parse().ok().filter(|_| http.path.starts_with('/')).ok_or_else(|| {
+                    Invalid::new("active.http.path", format!("`{}` is not a path", http.path))
+                })?,
+                expected: http.expected_statuses.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
+                host: match http.host.as_str() {
+                    "" => None,
+                    text => Some(text.parse().map_err(|_| {
+                        Invalid::new("active.http.host", format!("`{text}` is not the value of a header"))
+                    })?),
+                },
+            },
+            Some(Message::Grpc(grpc)) => Kind::Grpc(grpc.service.clone()),
+            Some(Message::Tcp(_)) => Kind::Tcp,
+            None => {
+                return Err(Invalid::new(
+                    "active.kind",
+                    "is not given: update the proxy, its operator knows a kind that it does not",
+                ));
+            }
+        };
+    let port = match message.port {
+        0 => None,
+        port => Some(port_of(port).map_err(|e| e.within("active.port"))?),
+    };
+    // An operator never sends less; a mistake is not to become a flood.
+    let least = Duration::from_millis(50);
+    let interval = millis(message.interval_ms).unwrap_or(Duration::from_secs(10)).max(least);
+    Ok(ActiveCheck {
+        kind,
+        port,
+        interval,
+        timeout: millis(message.timeout_ms).unwrap_or(Duration::from_secs(1)),
+        unhealthy_threshold: message.unhealthy_threshold.max(1),
+        healthy_threshold: message.healthy_threshold.max(1),
+        jitter_percent: message.jitter_percent.min(100),
+        checkers: checkers.iter().take(MAX_CHECKERS).cloned().collect(),
+        max_checkers: usize::try_from(message.max_checkers.max(1)).unwrap_or(MAX_CHECKERS),
     })
 }
 

@@ -6,6 +6,7 @@
 mod apps;
 mod balancing;
 mod breaking;
+mod checks;
 mod clients;
 mod egress;
 mod health;

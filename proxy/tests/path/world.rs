@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_util::sync::CancellationToken;
 use weft_api::{Identity, v1};
 use weft_proxy::access_log::AccessLog;
+use weft_proxy::checks::Checker;
 use weft_proxy::listener::{self, Listen};
 use weft_proxy::metrics::Metrics;
 use weft_proxy::original_dst::OriginalDst;
@@ -216,6 +217,17 @@ impl Node {
             addresses: vec![address],
             ..Default::default()
         });
+    }
+
+    /// What makes its active checks, under this name.
+    pub fn checker(&self, own_name: &str) -> Checker {
+        Checker {
+            store: Arc::clone(&self.store),
+            tls: Arc::clone(&self.tls),
+            metrics: Arc::clone(&self.metrics),
+            pod_ips: Vec::new(),
+            own_name: own_name.to_owned(),
+        }
     }
 
     /// A new certificate.

@@ -149,6 +149,54 @@ fn ejection_is_off_only_when_there_is_nothing_to_judge_by() {
 }
 
 #[test]
+fn active_checks_have_their_defaults_and_the_identity_of_the_port_that_is_checked() {
+    let active = |active: serde_json::Value| {
+        let mut objects = shop();
+        let spec = json!({ "target": { "service": "back" }, "health": { "active": active } });
+        objects.push(mesh_service("shop/back", 1, 0, spec));
+        objects.push(authentication(
+            "shop/back",
+            0,
+            json!({ "mtls": { "mode": "Strict" }, "portLevelMtls": { "9090": { "mode": "Disable" } } }),
+        ));
+        compiled(&index_of(objects), "shop/back:80").clusters.remove(0)
+    };
+    let cluster = active(json!({ "http": { "path": "/healthz" } }));
+    assert_eq!(
+        cluster.active.unwrap(),
+        v1::ActiveCheck {
+            kind: Some(v1::active_check::Kind::Http(v1::HttpCheck {
+                path: "/healthz".into(),
+                ..Default::default()
+            })),
+            interval_ms: 10_000,
+            timeout_ms: 1_000,
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+            jitter_percent: 10,
+            max_checkers: 3,
+            port: 0,
+        }
+    );
+    for endpoint in &cluster.endpoints {
+        assert_eq!(endpoint.check.as_ref().unwrap().identity, endpoint.identity);
+    }
+    let other =
+        active(json!({ "grpc": { "service": "s" }, "port": 9090, "interval": "5s", "maxCheckers": 1 }));
+    assert!(
+        other
+            .endpoints
+            .iter()
+            .all(|e| e.check.as_ref().unwrap().identity.is_empty() && !e.identity.is_empty())
+    );
+    let check = other.active.unwrap();
+    assert_eq!((check.port, check.interval_ms, check.max_checkers), (9090, 5_000, 1));
+    assert_eq!(check.kind, Some(v1::active_check::Kind::Grpc(v1::GrpcCheck { service: "s".into() })));
+    let without = &compiled(&index_of(shop()), "shop/back:80").clusters[0];
+    assert!(without.active.is_none() && without.endpoints.iter().all(|endpoint| endpoint.check.is_none()));
+}
+
+#[test]
 fn disabled_mtls_takes_the_identity_away_for_that_port_only() {
     let mut objects = shop();
     objects.push(authentication(

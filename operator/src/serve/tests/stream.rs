@@ -12,8 +12,8 @@ use weft_api::v1::config_client::ConfigClient;
 use weft_api::v1::from_proxy::Message;
 use weft_api::v1::peers_client::PeersClient;
 use weft_api::v1::{
-    Ack, AppliedRequest, Ejection, Ejections, FromProxy, Hello, MtlsMode, Rejection, Subscribe, ToProxy,
-    address::Target,
+    Ack, AppliedRequest, Checked, CheckedEndpoint, ChecksRequest, Ejection, Ejections, FromProxy, Hello,
+    MtlsMode, Rejection, Subscribe, ToProxy, address::Target,
 };
 
 use super::{Operator, certificate_of, connect};
@@ -348,4 +348,83 @@ async fn a_pod_has_only_so_many_streams() {
     open.pop();
     until(|| operator.shared.fleet.sum().proxies == 7).await;
     front(&operator).await.next().await.unwrap();
+}
+
+fn checked_back() -> Object {
+    let spec = json!({ "target": { "service": "back" }, "health": { "active": { "http": { "path": "/healthz" } } } });
+    mesh_service("shop/back", 1, 0, spec)
+}
+
+/// The checkers, and whether the endpoint is unhealthy, in the next message.
+async fn next_check(proxy: &mut Proxy) -> (Vec<String>, bool) {
+    let message = proxy.next().await.unwrap();
+    let cluster = &message.services[0].clusters[0];
+    (cluster.checkers.clone(), cluster.endpoints[0].check.as_ref().unwrap().unhealthy)
+}
+
+#[tokio::test]
+async fn callers_learn_who_checks_and_what_most_of_the_checkers_found() {
+    let mut objects = shop();
+    objects.push(checked_back());
+    objects.push(pod("shop/front-2", "front", "10.0.0.10"));
+    let operator = Operator::start(objects).await;
+    let shared = &operator.shared;
+    // As `checks::keep` does, with no other replica.
+    let keep = tokio::spawn({
+        let shared = std::sync::Arc::clone(shared);
+        async move {
+            loop {
+                shared.fleet.checks_changed().await;
+                shared.store.checked(crate::checks::merge([shared.fleet.checks()]));
+            }
+        }
+    });
+    let mut one = front(&operator).await;
+    one.next().await.unwrap();
+    one.subscribe(&["10.96.0.1:80"], &[]).await;
+    // Nobody checks yet that anybody would know of.
+    assert_eq!(next_check(&mut one).await, (vec![], false));
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(next_check(&mut one).await, (names(&["shop/front-1"]), false));
+    let mut two = Proxy::open(operator.connect_as(FRONT).await, "shop/front-2").await.unwrap();
+    two.next().await.unwrap();
+    two.subscribe(&["10.96.0.1:80"], &[]).await;
+    let both = names(&["shop/front-1", "shop/front-2"]);
+    assert_eq!(next_check(&mut one).await, (both.clone(), false));
+    while next_check(&mut two).await.0 != both {}
+
+    let found = |endpoint: &str| {
+        let one = CheckedEndpoint { service: "shop/back:80".into(), endpoint: endpoint.into() };
+        Message::Checked(Checked { unhealthy: vec![one] })
+    };
+    // One of two is not most; and what the proxy does not call is not its to judge.
+    one.say(found("10.0.0.1:8080")).await;
+    one.say(Message::Checked(Checked {
+        unhealthy: vec![
+            CheckedEndpoint { service: "shop/other:80".into(), endpoint: "10.0.0.1:8080".into() },
+            CheckedEndpoint { service: "shop/back:80".into(), endpoint: "10.0.0.1:8080".into() },
+        ],
+    }))
+    .await;
+    assert!(one.silent().await && two.silent().await);
+    two.say(found("10.0.0.1:8080")).await;
+    assert_eq!(next_check(&mut one).await, (both.clone(), true));
+    assert_eq!(next_check(&mut two).await, (both, true));
+    // A checker that leaves takes its word with it, and the other one's is most again.
+    drop(two);
+    assert_eq!(next_check(&mut one).await, (names(&["shop/front-1"]), true));
+    one.say(Message::Checked(Checked::default())).await;
+    assert_eq!(next_check(&mut one).await, (names(&["shop/front-1"]), false));
+    keep.abort();
+}
+
+#[tokio::test]
+async fn only_replicas_may_ask_for_checks() {
+    let operator = Operator::start(shop()).await;
+    let ask = async |identity: &str| {
+        let channel = operator.connect_as(identity).await;
+        PeersClient::new(channel).checks(ChecksRequest {}).await.map_err(|status| status.code())
+    };
+    assert_eq!(ask(FRONT).await.unwrap_err(), Code::PermissionDenied);
+    ask("spiffe://cluster.local/ns/weft-system/sa/weft-operator").await.unwrap();
 }
