@@ -166,8 +166,10 @@ pub(crate) fn reached(cluster: &Cluster, endpoint: &Endpoint, now: Instant) -> O
 
 /// Whether there is an endpoint in balancing that this request has not been to.
 pub(crate) fn another(cluster: &Cluster, tried: &[SocketAddr], here: SocketAddr, now: Instant) -> bool {
-    let within_reach = cluster.endpoints.iter().enumerate().filter(|(i, _)| cluster.plan.tier_of(*i).is_some());
-    let mut others = within_reach.map(|(_, other)| other).filter(|other| other.addr != here && other.weight > 0);
+    let within_reach =
+        cluster.endpoints.iter().enumerate().filter(|(i, _)| cluster.plan.tier_of(*i).is_some());
+    let mut others =
+        within_reach.map(|(_, other)| other).filter(|other| other.addr != here && other.weight > 0);
     others.any(|other| !tried.contains(&other.addr) && cluster.admission(other, now) == Admission::In)
 }
 

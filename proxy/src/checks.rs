@@ -66,7 +66,7 @@ fn assignment<'a>(
     let mut own = HashMap::new();
     for cluster in snapshot.services.values().flat_map(|service| &service.clusters) {
         let Some(check) = &cluster.active else { continue };
-        for endpoint in cluster.endpoints.iter().filter(|endpoint| endpoint.check.is_some()) {
+        for endpoint in &cluster.endpoints {
             let key = Arc::as_ptr(&endpoint.live) as Key;
             if !own.contains_key(&key) && is_own(check, endpoint, own_name) {
                 own.insert(key, (endpoint, check, service_of(&cluster.name)));

@@ -178,7 +178,14 @@ fn find(clusters: &[Arc<Cluster>], name: &str) -> Result<Arc<Cluster>> {
 fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
     let name: Arc<str> = required("name", &message.name)?.into();
     let balancer = balance::balancer(message)?;
-    let endpoints = list("endpoints", &message.endpoints, |e| endpoint(e, &name, carried).map(Arc::new))?;
+    let endpoints = list("endpoints", &message.endpoints, |e| {
+        let mut endpoint = endpoint(e, &name, carried)?;
+        if message.active.is_some() && endpoint.check.is_none() {
+            // A file need not say it: as the endpoint's own port.
+            endpoint.check = Some(EndpointCheck { identity: endpoint.identity.clone(), unhealthy: false });
+        }
+        Ok(Arc::new(endpoint))
+    })?;
     let (breaker, live) = carried.cluster(&name, breaker(message.breaker.as_ref()));
     let locality = balance::locality(message.locality)?;
     let plan = balance::plan(&name, message, balancer, locality, &endpoints, carried)?;
@@ -351,11 +358,11 @@ fn active(message: &v1::ActiveCheck, checkers: &[String]) -> Result<ActiveCheck>
         port,
         interval,
         timeout: millis(message.timeout_ms).unwrap_or(Duration::from_secs(1)),
-        unhealthy_threshold: message.unhealthy_threshold.max(1),
-        healthy_threshold: message.healthy_threshold.max(1),
+        unhealthy_threshold: unless_zero(message.unhealthy_threshold).unwrap_or(3),
+        healthy_threshold: unless_zero(message.healthy_threshold).unwrap_or(2),
         jitter_percent: message.jitter_percent.min(100),
         checkers: checkers.iter().take(MAX_CHECKERS).cloned().collect(),
-        max_checkers: usize::try_from(message.max_checkers.max(1)).unwrap_or(MAX_CHECKERS),
+        max_checkers: unless_zero(message.max_checkers).map_or(3, |most| most as usize),
     })
 }
 

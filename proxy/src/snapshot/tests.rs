@@ -493,6 +493,39 @@ proptest! {
 }
 
 #[test]
+fn an_active_check_is_taken_with_its_defaults_or_refused_with_a_sentence() {
+    let checked = |kind: Option<v1::active_check::Kind>, port: u32| {
+        let mut message = service(&["10.0.0.1:8080"]);
+        message.clusters[0].active = Some(v1::ActiveCheck { kind, port, ..Default::default() });
+        of_services(vec![message])
+    };
+    let http = |path: &str, host: &str| {
+        let http = v1::HttpCheck { path: path.into(), host: host.into(), ..Default::default() };
+        Some(v1::active_check::Kind::Http(http))
+    };
+    let snapshot = applied(&Snapshot::default(), &checked(http("/healthz?a=b", ""), 9090));
+    let cluster = &snapshot.services[KEY].default_cluster;
+    let check = cluster.active.as_ref().unwrap();
+    assert_eq!(
+        (check.port, check.interval, check.timeout),
+        (Some(9090), Duration::from_secs(10), Duration::from_secs(1))
+    );
+    assert_eq!((check.unhealthy_threshold, check.healthy_threshold, check.max_checkers), (3, 2, 3));
+    // What is not said of the endpoint is as at its own port.
+    let endpoint = &cluster.endpoints[0];
+    assert_eq!(endpoint.check.as_ref().unwrap().identity, endpoint.identity);
+    for (kind, port, word) in [
+        (None, 0, "update the proxy"),
+        (http("healthz", ""), 0, "is not a path"),
+        (http("/", "a\nb"), 0, "is not the value of a header"),
+        (http("/", ""), 65_536, "is not a port"),
+    ] {
+        let (_, rejection) = rejected(&Snapshot::default(), &checked(kind, port));
+        assert!(rejection.message.contains(word), "{}", rejection.message);
+    }
+}
+
+#[test]
 fn the_service_in_a_clusters_name() {
     assert_eq!(service_of("shop/back:80/v1"), "shop/back:80");
     assert_eq!(service_of("shop/back:80"), "shop/back:80");

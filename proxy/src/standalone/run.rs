@@ -21,6 +21,7 @@ use super::plan;
 use super::sockets::{ADMIN, Held, METRICS, Sockets};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
+use crate::checks::Checker;
 use crate::dns::{Names, Resolver};
 use crate::handover::{self, Labelled, Predecessor, Station};
 use crate::listener::{self, Change, Listening};
@@ -224,12 +225,21 @@ fn start_control(
         (signal(SignalKind::hangup())?, Stop::new(stop.relieved.clone())?)
     };
     let (sockets, drain) = (Arc::clone(&live.sockets), stop.drain.clone());
+    let admin = &live.admin;
+    let checker = Checker {
+        store: Arc::clone(&admin.store),
+        tls: Arc::clone(&admin.tls),
+        metrics: Arc::clone(&admin.metrics),
+        pod_ips: admin.pod.ips.clone(),
+        own_name: format!("{}/{}", admin.pod.namespace, admin.pod.name),
+    };
     let stopping =
         signals.run(Arc::clone(&stop.status), drain_timeout, stop.drain.clone(), stop.exit.clone());
     spawn("control", move || {
         runtime.block_on(async move {
             let mut tasks = JoinSet::new();
             tasks.spawn(live.run(hangup));
+            tasks.spawn(checker.run());
             tasks.spawn(stopping);
             tasks.spawn(async move {
                 drain.cancelled().await;
