@@ -92,11 +92,18 @@ pub fn checked(service: &v1::Service) -> impl Iterator<Item = &str> {
 fn add(service: &mut v1::Service, table: &Table) {
     for cluster in &mut service.clusters {
         let Some(active) = &cluster.active else { continue };
+        // What the proxies resolve by themselves has no addresses here: everybody checks for itself.
+        if cluster.endpoints.iter().any(|endpoint| !endpoint.host.is_empty()) {
+            continue;
+        }
         let Some(findings) = table.get(service_of(&cluster.name)) else { continue };
         let most = usize::try_from(active.max_checkers).unwrap_or(MAX_CANDIDATES);
         for endpoint in &mut cluster.endpoints {
-            let Some(check) = &mut endpoint.check else { continue };
             let Some(by) = findings.unhealthy.get(&endpoint.address) else { continue };
+            let identity = &endpoint.identity;
+            let check = endpoint
+                .check
+                .get_or_insert_with(|| v1::EndpointCheck { identity: identity.clone(), unhealthy: false });
             let all = findings.candidates.iter().map(String::as_str);
             let checkers = rendezvous::choose(all, &endpoint.address, most);
             let against = checkers.iter().filter(|checker| by.contains(**checker)).count();

@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep_until};
 use weft_api::rendezvous;
 
 use crate::metrics::Metrics;
-use crate::snapshot::{Endpoint, Snapshot, service_of};
+use crate::originate::Originate;
+use crate::snapshot::{Cluster, Endpoint, Snapshot, service_of};
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
 
@@ -50,6 +51,8 @@ struct Job {
     service: Arc<str>,
     endpoint: Arc<Endpoint>,
     check: Arc<ActiveCheck>,
+    /// TLS that requests are sent by, to an external service.
+    originate: Option<Arc<Originate>>,
     standing: Standing,
     due: Instant,
     running: bool,
@@ -62,14 +65,14 @@ type Key = usize;
 fn assignment<'a>(
     snapshot: &'a Snapshot,
     own_name: &str,
-) -> HashMap<Key, (&'a Arc<Endpoint>, &'a Arc<ActiveCheck>, &'a str)> {
+) -> HashMap<Key, (&'a Arc<Endpoint>, &'a Arc<ActiveCheck>, &'a Cluster)> {
     let mut own = HashMap::new();
     for cluster in snapshot.services.values().flat_map(|service| &service.clusters) {
         let Some(check) = &cluster.active else { continue };
         for endpoint in &cluster.endpoints {
             let key = Arc::as_ptr(&endpoint.live) as Key;
             if !own.contains_key(&key) && is_own(check, endpoint, own_name) {
-                own.insert(key, (endpoint, check, service_of(&cluster.name)));
+                own.insert(key, (endpoint, check, &**cluster));
             }
         }
     }
@@ -120,10 +123,11 @@ impl Checker {
             }
             stays
         });
-        for (key, (endpoint, check, service)) in own {
+        for (key, (endpoint, check, cluster)) in own {
             if let Some(job) = jobs.get_mut(&key) {
                 job.endpoint = Arc::clone(endpoint);
                 job.check = Arc::clone(check);
+                job.originate.clone_from(&cluster.tls);
                 continue;
             }
             // Whoever takes over begins with what was known: an endpoint does not become well by its checker's leaving.
@@ -134,9 +138,10 @@ impl Checker {
             }
             let first = check.interval.mul_f64(rand::rng().random_range(0.0..1.0));
             let job = Job {
-                service: service.into(),
+                service: service_of(&cluster.name).into(),
                 endpoint: Arc::clone(endpoint),
                 check: Arc::clone(check),
+                originate: cluster.tls.clone(),
                 standing: Standing::new(unhealthy),
                 due: Instant::now() + first,
                 running: false,
@@ -154,8 +159,11 @@ impl Checker {
             job.running = true;
             let (key, tls) = (*key, Arc::clone(&self.tls));
             let own = self.pod_ips.contains(&job.endpoint.addr.ip());
-            let (endpoint, check) = (Arc::clone(&job.endpoint), Arc::clone(&job.check));
-            running.spawn(async move { (key, ask::ask(&tls, &endpoint, &check, own).await) });
+            let (endpoint, check, originate) =
+                (Arc::clone(&job.endpoint), Arc::clone(&job.check), job.originate.clone());
+            running.spawn(async move {
+                (key, ask::ask(&tls, originate.as_deref(), &endpoint, &check, own).await)
+            });
         }
     }
 

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::standing::{ActiveCheck, Kind};
 use crate::connect::{self, Upstream};
 use crate::dial::chain;
+use crate::originate::Originate;
 use crate::snapshot::Endpoint;
 use crate::tls::{Alpn, Tls};
 
@@ -52,11 +53,20 @@ impl Asked {
 type Answer = Result<Asked, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Asks. `own`: it is the own pod's application.
-pub(super) async fn ask(tls: &Tls, endpoint: &Endpoint, check: &ActiveCheck, own: bool) -> Asked {
+pub(super) async fn ask(
+    tls: &Tls,
+    originate: Option<&Originate>,
+    endpoint: &Endpoint,
+    check: &ActiveCheck,
+    own: bool,
+) -> Asked {
     let at = SocketAddr::new(endpoint.addr.ip(), check.port.unwrap_or(endpoint.addr.port()));
     let identity = endpoint.check.as_ref().and_then(|check| check.identity.as_deref()).filter(|_| !own);
     let answer = async {
-        let open = |alpn| connect::open(tls, at, identity, alpn, check.timeout);
+        let open = async |alpn| match originate {
+            Some(originate) => originate.open(at, alpn, check.timeout).await,
+            None => connect::open(tls, at, identity, alpn, check.timeout).await,
+        };
         match &check.kind {
             Kind::Tcp => tcp(open(Alpn::Tcp).await?, check.timeout).await,
             Kind::Http { path, expected, host } => {
