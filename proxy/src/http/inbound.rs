@@ -5,11 +5,13 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use weft_api::Reason;
 
 use super::body::Source;
@@ -25,6 +27,9 @@ use crate::record::{Direction, Party};
 use crate::retry::MAX_BODY;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
 use crate::worker::Worker;
+
+/// How long a refused request's body is read.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Who is at the other end of a connection to the own pod.
 pub(crate) enum Peer {
@@ -80,6 +85,9 @@ impl Handler for Inbound {
         let counted = limits.and_then(|limits| self.count(workload.as_deref(), limits, &request));
         if let Some((limit, _)) = counted.as_ref().and_then(|counted| counted.refused.as_ref()) {
             exchange.record.route = Arc::clone(limit);
+            if wire == Wire::Http1 {
+                self.let_finish(request.into_body());
+            }
             return told(exchange.refuse(&Reason::RateLimited.into()), counted);
         }
         let upgrade = headers::wanted_upgrade(&request)
@@ -114,6 +122,19 @@ impl Inbound {
             (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
             _ => Admission::Any,
         }
+    }
+
+    /// Reads what is still to come of a refused request, for a while: an HTTP/1 connection that is closed on it is reset, and
+    /// the other side loses the answer (RFC 9112 section 9.6).
+    fn let_finish(&self, mut body: Incoming) {
+        if body.is_end_stream() {
+            return;
+        }
+        self.worker.spawn(async move {
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+            // After that it is closed on.
+            let _ = timeout(LINGER, rest).await;
+        });
     }
 
     /// Counts it under the limits of its port. The kubelet's probes are not counted: a pod under load must not be taken

@@ -61,6 +61,26 @@ async fn beyond_the_limit_there_is_429_with_its_reason_and_every_answer_says_wha
 }
 
 #[tokio::test]
+async fn a_refusal_before_a_large_body_has_come_is_an_answer_and_no_failure() {
+    let (app, _) = apps::echo().await;
+    let mesh = Mesh::with(app, |service| {
+        service.clusters[0].outlier =
+            Some(v1::Outlier { consecutive_failures: 1, max_ejected_percent: 100, ..Default::default() });
+    });
+    keep(&mesh.back, app.port(), vec![rule(vec![], Some(limit(1, None)))]);
+    assert_eq!(fetch(mesh.front.outbound, get("/")).await.status, 200);
+    for _ in 0..10 {
+        // HTTP/1 has no way to say "stop": the body is read to its end.
+        let got = fetch(mesh.front.outbound, post("/", vec![b'x'; 4 << 20])).await;
+        assert_eq!((got.status.as_u16(), got.reason()), (429, "rate-limited"));
+        let mut client = Http2::connect(mesh.front.outbound).await;
+        let got = client.send(post("/", vec![b'x'; 4 << 20])).await.unwrap();
+        assert_eq!((got.status.as_u16(), got.reason()), (429, "rate-limited"));
+    }
+    assert!(mesh.front.store.load().ejections().is_empty());
+}
+
+#[tokio::test]
 async fn a_grpc_client_is_told_resource_exhausted_without_a_body() {
     let (app, seen) = apps::echo().await;
     let mesh = Mesh::to(app);
