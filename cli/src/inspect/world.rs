@@ -6,6 +6,7 @@ use crate::mesh_pod;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use std::collections::BTreeMap;
+use weft_crds::mesh_service::Target;
 use weft_crds::peer_authentication::MtlsMode;
 use weft_crds::validate::{self, Scope, older};
 use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
@@ -257,10 +258,34 @@ impl World {
     }
 
     fn service_fact(&self, name: &str) -> Fact {
+        if let Some(mesh_service) = Target::external_of(name) {
+            return self.external_fact(mesh_service);
+        }
         match self.services.iter().find(|s| s.name_any() == name) {
             Some(service) => fact("service", name, ports(service)),
             None => fact("service", name, "this Service does not exist"),
         }
+    }
+
+    fn external_fact(&self, name: &str) -> Fact {
+        let mesh = self.mesh_services.iter().find(|m| m.name_any() == name);
+        let Some(external) = mesh.and_then(|m| m.spec.target.external.as_ref()) else {
+            return fact("external service", name, "this MeshService does not exist");
+        };
+        let hosts: Vec<&str> = external.hosts.iter().map(|host| host.0.as_str()).collect();
+        let ports = external.ports.iter().map(|port| {
+            let tls = if port.tls.is_some() { ", TLS by the proxy" } else { "" };
+            format!("{} ({:?}{tls})", port.port, port.protocol)
+        });
+        let at = match external.endpoints.as_slice() {
+            [] => "the host, resolved by each proxy".to_owned(),
+            given => given.iter().map(|e| e.address.as_str()).collect::<Vec<_>>().join(", "),
+        };
+        fact(
+            "external service",
+            name,
+            format!("{}; ports {}; at {at}", hosts.join(", "), ports.collect::<Vec<_>>().join(", ")),
+        )
     }
 
     fn pods_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {

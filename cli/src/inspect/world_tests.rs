@@ -95,3 +95,20 @@ fn a_peer_authentication_says_where_it_has_no_effect() {
     assert_eq!(detail(&facts, "pod", "shop/back-1"), Some("in force"));
     assert!(world().about_peer_authentication("mesh").is_none(), "it belongs to another namespace");
 }
+
+#[test]
+fn an_external_service_says_where_it_is() {
+    let mut world = world();
+    let external =
+        json!({"hosts": ["api.example.com"], "ports": [{"port": 80, "protocol": "Http1", "tls": {}}]});
+    world.mesh_services.push(
+        serde_json::from_value(json!({"apiVersion": "weft.dev/v1alpha1", "kind": "MeshService",
+        "metadata": {"name": "api", "namespace": "shop"}, "spec": {"target": {"external": external}}}))
+        .unwrap(),
+    );
+    let facts = world.about_mesh_service("api").unwrap();
+    assert_eq!(
+        detail(&facts, "external service", "api"),
+        Some("api.example.com; ports 80 (Http1, TLS by the proxy); at the host, resolved by each proxy")
+    );
+}

@@ -101,6 +101,7 @@ fn view_workload(workload: &Workload) -> Value {
             Probe::Grpc(port, service) => json!({ "port": port, "grpc_service": service }),
         }).collect::<Vec<_>>(),
         "sources": sources(&workload.sources),
+        "registered_only": workload.registered_only,
         "zone": &*workload.zone,
         "region": &*workload.region,
     })
@@ -115,6 +116,7 @@ fn view_service(service: &Service) -> Value {
         "protocol": protocol(service.protocol),
         "learned_protocol": protocol(service.live.learned()),
         "hosts": service.hosts,
+        "external": service.external.is_some(),
         "default_cluster": &*service.default_cluster.name,
         "routes": service.routes.iter().map(view_route).collect::<Vec<_>>(),
         "clusters": service.clusters.iter().map(|cluster| view_cluster(service, cluster)).collect::<Vec<_>>(),
