@@ -68,8 +68,8 @@ reasons! {
     ConfigUnavailable = "config-unavailable", 503, "The operator could not be asked about a destination that this workload had never called: is the operator running?";
     /// The proxy is stopping.
     Draining = "draining", 503, "The pod is shutting down.";
-    /// The proxy is out of connections.
-    Overloaded = "overloaded", 503, "The proxy has reached its own connection limit.";
+    /// The proxy is out of connections, files or memory.
+    Overloaded = "overloaded", 503, "The proxy itself has no room: its log says whether for connections, files or memory. Raise that limit, or add replicas.";
     /// A rate limit of the destination is used up.
     RateLimited = "rate-limited", 429, "The rateLimit of a TrafficPolicy rule of the destination is used up: wait as retry-after says, or raise it.";
     /// The destination is neither of the cluster nor registered, and the outbound policy is RegisteredOnly.

@@ -24,6 +24,7 @@ use crate::forward::Abort;
 use crate::lost::Socket;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
+use crate::shed::is_out_of_files;
 use crate::tls::{Alpn, PeerError, Tls, peer_identity};
 
 /// The peer is somebody else.
@@ -68,7 +69,7 @@ pub async fn open(
         return Err(Error::own(Reason::TlsHandshake, NoCertificate));
     }
     let tcp = match timeout(limit, TcpStream::connect(addr)).await {
-        Ok(connected) => connected.map_err(|e| Error::new(Reason::ConnectFailed, e))?,
+        Ok(connected) => connected.map_err(failed)?,
         Err(elapsed) => return Err(Error::new(Reason::ConnectTimeout, elapsed)),
     };
     // Fails only when the peer is gone already; the first write will tell.
@@ -93,6 +94,14 @@ pub async fn open(
         return Err(Error::new(Reason::TlsHandshake, Unexpected));
     }
     Ok(Upstream::Tls(Box::new(stream)))
+}
+
+/// Whose fault it is that there is no connection.
+fn failed(error: io::Error) -> Error {
+    if is_out_of_files(&error) {
+        return Error::own(Reason::Overloaded, error);
+    }
+    Error::new(Reason::ConnectFailed, error)
 }
 
 impl Upstream {

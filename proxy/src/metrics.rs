@@ -70,6 +70,7 @@ pub struct Metrics {
     operator_connected: Gauge,
     config_files_refused: Counter,
     adaptive: Family<ClusterLabels, Gauge>,
+    memory_short: Gauge,
 }
 
 /// What became of the wish to retry.
@@ -190,6 +191,10 @@ impl Metrics {
                 &mut r,
                 "adaptive_concurrency_limit",
                 "Requests under way that adaptiveConcurrency allows now",
+            memory_short: registered(
+                &mut r,
+                "memory_short",
+                "Workers that refuse new work because memory is short",
             ),
             registry: Registry::default(),
         };
@@ -364,6 +369,15 @@ impl Metrics {
     pub fn config_applied(&self, version: u64, rejections: usize) {
         self.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
         self.config_rejections.inc_by(rejections as u64);
+    }
+
+    /// Memory has become short for a worker, or is not any more.
+    pub fn memory_short(&self, short: bool) {
+        if short {
+            self.memory_short.inc();
+        } else {
+            self.memory_short.dec();
+        }
     }
 
     /// A changed configuration file was not taken.

@@ -35,6 +35,8 @@ pub struct Proxy {
     pub original_dst: OriginalDst,
     /// How clients are told to leave.
     pub leaving: Leaving,
+    /// Bytes that the process may hold; near it, new work is refused. `None`: without bound.
+    pub memory_limit: Option<u64>,
 }
 
 /// How a proxy that drains gets rid of its clients' connections.

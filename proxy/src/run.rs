@@ -22,6 +22,7 @@ use crate::control::{Control, Names};
 use crate::identity;
 use crate::listener::{self, Bound, Listen};
 use crate::logging::{self, LogLevel};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::original_dst::OriginalDst;
 use crate::proxy::{Leaving, Proxy};
@@ -69,6 +70,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         max_connections,
         original_dst: OriginalDst::default(),
         leaving: Leaving::Pod,
+        memory_limit: parts.settings.memory_limit.or_else(memory::limit_of_group),
     });
     let listen = Listen {
         outbound: parts.settings.ports.outbound,

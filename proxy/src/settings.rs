@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use weft_api::{Identity, TrustDomain, names};
 
-use crate::logging;
+use crate::{logging, memory};
 
 /// Exit code for bad configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_BAD_CONFIG: u8 = 64;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub token_file: PathBuf,
     /// The trust bundle.
     pub bundle_file: PathBuf,
+    /// Bytes that the process may hold, in place of the control group's limit.
+    pub memory_limit: Option<u64>,
 }
 
 /// The own pod.
@@ -102,6 +104,7 @@ Environment:
   WEFT_WORKERS              threads of the data path, default 1
   WEFT_DRAIN_TIMEOUT        default 25s
   WEFT_MAX_CONNECTIONS      default 10000
+  WEFT_MEMORY_LIMIT         such as 64Mi, default the control group's; new work is refused above 90 % of it
   WEFT_TOKEN_FILE, WEFT_BUNDLE_FILE                               the projected token and the trust bundle
   WEFT_OUTBOUND_PORT, WEFT_INBOUND_PORT, WEFT_ADMIN_PORT, WEFT_METRICS_PORT";
 
@@ -143,6 +146,10 @@ Environment:
         let metrics = read.port("WEFT_METRICS_PORT", names::METRICS_PORT);
         let token_file = read.optional("WEFT_TOKEN_FILE").unwrap_or_else(|| names::TOKEN_PATH.to_owned());
         let bundle_file = read.optional("WEFT_BUNDLE_FILE").unwrap_or_else(|| names::BUNDLE_PATH.to_owned());
+        let memory_limit = match read.optional("WEFT_MEMORY_LIMIT") {
+            Some(_) => read.parsed("WEFT_MEMORY_LIMIT", None, memory::quantity).map(Some),
+            None => Some(None),
+        };
         let uid = read.optional("WEFT_POD_UID").unwrap_or_default();
 
         let identity = workload(&mut read, trust_domain.as_ref(), namespace.as_deref(), account.as_deref());
@@ -172,6 +179,7 @@ Environment:
                 ports: Ports { outbound: outbound?, inbound: inbound?, admin: admin?, metrics: metrics? },
                 token_file: token_file.into(),
                 bundle_file: bundle_file.into(),
+                memory_limit: memory_limit?,
             })
         })();
         match settings {
@@ -335,11 +343,12 @@ mod tests {
             ("WEFT_DRAIN_TIMEOUT", "2 hours"),
             ("WEFT_MAX_CONNECTIONS", "many"),
             ("WEFT_INBOUND_PORT", "70000"),
+            ("WEFT_MEMORY_LIMIT", "much"),
         ] {
             vars.insert(name, bad.to_owned());
         }
         let Problems(problems) = parse(&vars).unwrap_err();
-        assert_eq!(problems.len(), 10, "{problems:#?}");
+        assert_eq!(problems.len(), 11, "{problems:#?}");
         for name in vars
             .keys()
             .filter(|n| !matches!(**n, "WEFT_POD_NAMESPACE" | "WEFT_POD_UID" | "WEFT_SERVICE_ACCOUNT"))

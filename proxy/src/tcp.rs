@@ -133,6 +133,9 @@ impl Opaque {
 
 impl Drop for Opaque {
     fn drop(&mut self) {
+        if self.worker.cuts_off() {
+            self.record.reason.get_or_insert(Reason::Draining);
+        }
         self.record.duration = self.started.elapsed();
         self.record.sent_bytes = self.counts.sent();
         self.record.received_bytes = self.counts.received();
@@ -198,6 +201,7 @@ pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Targe
                 });
             }
             Err(error) => {
+                worker.make_room_after(&error);
                 let failed = match error.side() {
                     Side::Upstream => Outcome::Failure(outlier::Failure::Connect),
                     Side::Client | Side::Proxy => Outcome::Neutral,

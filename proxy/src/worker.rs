@@ -1,7 +1,7 @@
 //! One thread of the data path: its runtime, its accept loops, its pool of upstream connections. Nothing in it is shared
 //! with other workers but what [`Proxy`] holds, so nothing in it needs a lock.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -26,6 +26,7 @@ use crate::original_dst::OriginalDst;
 use crate::outlier::Verdict;
 use crate::proxy::{Leaving, Proxy};
 use crate::record::Direction;
+use crate::shed::{Shed, Want, is_out_of_files};
 use crate::snapshot::{Cluster, Endpoint};
 use crate::{inbound, outbound};
 
@@ -33,6 +34,8 @@ use crate::{inbound, outbound};
 const SWEEP: Duration = Duration::from_secs(1);
 /// Wait after a failed accept: the usual causes (out of files or memory) pass by themselves.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Connections that are accepted in a row.
+const ACCEPTS_PER_TURN: u32 = 32;
 
 /// State of one worker.
 pub struct Worker {
@@ -44,6 +47,9 @@ pub struct Worker {
     pub(crate) lost: Lost,
     /// Set when the pod is stopping.
     pub drain: CancellationToken,
+    /// What to do when there is no room.
+    pub(crate) shed: Shed,
+    cut_off: Cell<bool>,
     rng: RefCell<SmallRng>,
     tasks: TaskTracker,
 }
@@ -55,6 +61,8 @@ impl Worker {
             pool: Pool::default(),
             lost: Lost::default(),
             drain,
+            shed: Shed::default(),
+            cut_off: Cell::new(false),
             rng: RefCell::new(SmallRng::from_os_rng()),
             tasks: TaskTracker::new(),
         })
@@ -136,6 +144,8 @@ impl Worker {
                 accepting.apply(change);
             }
         });
+        let looking = Rc::clone(&self);
+        spawn_local(async move { looking.look_at_memory().await });
         let sweeping = Rc::clone(&self);
         spawn_local(async move { sweeping.sweep().await });
         let looking = Rc::clone(&self);
@@ -145,7 +155,15 @@ impl Worker {
             self.tasks.close();
             self.tasks.wait().await;
         };
-        exit.run_until_cancelled(drained).await;
+        if exit.run_until_cancelled(drained).await.is_none() {
+            // What is open is dropped with the runtime.
+            self.cut_off.set(true);
+        }
+    }
+
+    /// Whether what ends now was cut off because draining took too long.
+    pub(crate) const fn cuts_off(&self) -> bool {
+        self.cut_off.get()
     }
 
     async fn accept(
@@ -155,10 +173,24 @@ impl Worker {
         original_dst: OriginalDst,
         places: Arc<Semaphore>,
     ) {
+        let mut turn = 0;
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
+                    if turn >= ACCEPTS_PER_TURN {
+                        // Those who are being served have their turn too, however many come.
+                        turn = 0;
+                        tokio::task::yield_now().await;
+                    }
+                    turn += 1;
+                    if self.shed.memory_is_short() {
+                        self.refuse(stream, direction, Want::Memory);
+                        continue;
+                    }
+                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                        self.refuse(stream, direction, Want::Connections);
+                        continue;
+                    };
                     let connection = Connection::open(&self.proxy, direction, place);
                     // Fails only when the client is gone already; the first read will tell.
                     let _ = stream.set_nodelay(true);
@@ -175,6 +207,10 @@ impl Worker {
                     }
                 }
                 Err(e) if is_of_one_connection(&e) => {}
+                Err(e) if is_out_of_files(&e) => {
+                    self.out_of_files(&listener, direction);
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
                 Err(e) => {
                     tracing::warn!(direction = direction.as_str(), error = %e, "cannot accept");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -284,6 +320,7 @@ mod tests {
             max_connections: 1,
             original_dst: OriginalDst::Kernel,
             leaving: Leaving::Pod,
+            memory_limit: None,
         };
         let worker = Worker::new(Arc::new(proxy), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -211,6 +211,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.worker.cuts_off() {
+            self.record.reason.get_or_insert(Reason::Draining);
+        }
         self.record.duration = self.started.elapsed();
         self.record.request_bytes += self.body.seen();
         self.worker.proxy.record(&self.record);

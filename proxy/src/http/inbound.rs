@@ -69,6 +69,9 @@ impl Handler for Inbound {
         if let Err(malformed) = headers::check(&request) {
             return exchange.refuse(&Error::new(Reason::BadRequest, malformed));
         }
+        if let Err(overloaded) = self.worker.shed.admit() {
+            return exchange.refuse(&overloaded);
+        }
         let workload = snapshot.workload.clone();
         drop(snapshot);
         let limits = workload.as_deref().and_then(|own| own.limits_on(self.original.port()));

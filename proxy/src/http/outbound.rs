@@ -63,6 +63,9 @@ impl Handler for Outbound {
         if let Err(malformed) = headers::check(&request) {
             return exchange.refuse(&Error::new(Reason::BadRequest, malformed));
         }
+        if let Err(overloaded) = self.worker.shed.admit() {
+            return exchange.refuse(&overloaded);
+        }
         let target = match snapshot.addresses.get(&self.original).cloned() {
             Some(target) => Ok(target),
             None => self.worker.proxy.store.resolve(self.original).await,
@@ -192,6 +195,7 @@ impl Outbound {
                     }
                 },
                 Err(Failure { failed, error }) => {
+                    self.worker.make_room_after(&error);
                     exchange.report(outcome_of(failed, &error, &template));
                     let ours = error.side() != Side::Upstream || error.reason() == Reason::RequestTimeout;
                     ((!ours).then_some(failed), Stands::Error(error))

@@ -195,6 +195,15 @@ impl Pool {
         });
     }
 
+    /// Closes every connection that nothing is under way on.
+    pub(crate) fn shed(&self) {
+        for host in self.hosts.borrow().values() {
+            host.http1.borrow_mut().clear();
+            host.http2.borrow_mut().retain(|shared| shared.streams.get() > 0);
+        }
+        self.freed.notify_waiters();
+    }
+
     /// Closes one idle connection of a cluster, so that another may be opened within its limit.
     pub(crate) fn evict(&self, of: &Arc<ClusterLive>) -> bool {
         self.hosts.borrow().values().any(|host| {

@@ -78,6 +78,21 @@ pub fn raw(reason: Reason) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The same to a client of HTTP/2, before any request was taken: SETTINGS, and GOAWAY for stream 0 with
+/// `ENHANCE_YOUR_CALM` and the reason as debug data (RFC 9113 sections 6.5, 6.8 and 7). It may send them elsewhere.
+#[must_use]
+pub fn raw_http2(reason: Reason) -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
+    let word = reason.as_str().as_bytes();
+    let length = u8::try_from(8 + word.len()).unwrap_or(8);
+    let mut out = SETTINGS.to_vec();
+    out.extend_from_slice(&[0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&ENHANCE_YOUR_CALM);
+    out.extend_from_slice(word);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

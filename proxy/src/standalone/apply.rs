@@ -241,6 +241,7 @@ impl Live {
             ("accessLog", file.access_log != self.file.access_log),
             ("drainTimeout", file.drain_timeout != self.file.drain_timeout),
             ("maxConnections", file.max_connections != self.file.max_connections),
+            ("memoryLimit", file.memory_limit != self.file.memory_limit),
             ("restartSocket", file.restart_socket != self.file.restart_socket),
             ("dns", file.dns != self.file.dns),
         ];

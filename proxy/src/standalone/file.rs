@@ -29,6 +29,9 @@ pub(super) struct File {
     pub(super) drain_timeout: String,
     /// Connections at the same time, in and out together.
     pub(super) max_connections: usize,
+    /// Bytes that the process may hold, such as `64Mi`. Absent: the control group's limit.
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) memory_limit: Option<String>,
     /// Where a process that takes this one's place finds its listeners.
     pub(super) restart_socket: Option<PathBuf>,
     /// How names of endpoints are resolved.
@@ -52,12 +55,27 @@ impl Default for File {
             access_log: true,
             drain_timeout: "25s".to_owned(),
             max_connections: 10_000,
+            memory_limit: None,
             restart_socket: None,
             dns: Dns::default(),
             workload: v1::Workload::default(),
             services: Vec::new(),
         }
     }
+}
+
+/// `67108864` is a number to YAML, and `64Mi` a text.
+fn number_or_text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes such as 67108864, 64Mi or 1Gi")]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    Ok(Option::<Either>::deserialize(from)?.map(|either| match either {
+        Either::Number(number) => number.to_string(),
+        Either::Text(text) => text,
+    }))
 }
 
 /// Both ways.

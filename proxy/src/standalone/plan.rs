@@ -9,6 +9,7 @@ use weft_api::{Identity, v1};
 use super::file::{File, InboundListener};
 use crate::dns::Found;
 use crate::listener::Key;
+use crate::memory;
 use crate::record::Direction;
 use crate::retry::RetryPolicy;
 use crate::settings::{duration, host_and_port};
@@ -93,6 +94,9 @@ fn head(file: &File, problems: &mut Vec<String>) {
     if !(1..=1_000_000).contains(&file.max_connections) {
         problems.push(format!("maxConnections: {} is not a number from 1 to 1000000", file.max_connections));
     }
+    if let Some(Err(problem)) = file.memory_limit.as_deref().map(memory::quantity) {
+        problems.push(format!("memoryLimit: {problem}"));
+    }
     if let Err(problem) = duration(&file.drain_timeout) {
         problems.push(format!("drainTimeout: {problem}"));
     }
@@ -176,7 +180,7 @@ fn complete_retry(retry: &mut v1::Retry) {
         (retry.budget_percent, retry.budget_min_per_second) =
             (default.budget_percent, default.budget_min_per_second);
     }
-    if retry.on.is_empty() {
+    if retry.on.is_empty() && retry.status_codes.is_empty() && retry.grpc_statuses.is_empty() {
         retry.on = vec![v1::RetryOn::ConnectFailure.into(), v1::RetryOn::Reset.into()];
     }
 }
@@ -384,6 +388,7 @@ admin: 0.0.0.0:15000
 metrics: 127.0.0.1:9001
 workers: 0
 drainTimeout: soon
+memoryLimit: much
 log: loud
 listeners:
   outbound: [{address: '127.0.0.1:9001', service: 'shop/other:80'}, {address: '127.0.0.1:0', service: 'shop/back:80'}]
@@ -402,6 +407,7 @@ services:
             "`127.0.0.1:9001` stands twice",
             "workers: 0",
             "drainTimeout: `soon`",
+            "memoryLimit: `much`",
             "log: ",
             "listeners.outbound[0].service: `shop/other:80` is none of the services (shop/back:80, shop/two:80)",
             "`127.0.0.1:0` has no port",

@@ -17,6 +17,7 @@ use weft_api::{Identity, TrustDomain, names, v1};
 
 use super::apply::{self, Live, Loaded, RESOLVED};
 use super::certificate::Material;
+use super::file::File;
 use super::plan;
 use super::sockets::{ADMIN, Held, METRICS, Sockets};
 use crate::access_log::AccessLog;
@@ -33,7 +34,7 @@ use crate::settings::{Pod, Problems, duration};
 use crate::status::Status;
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
-use crate::{logging, snapshot::Snapshot};
+use crate::{logging, memory, snapshot::Snapshot};
 
 /// How long clients without a request may take to make a last one, when the proxy drains. Less where draining may not
 /// take as long.
@@ -92,6 +93,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
         max_connections: connections_within_files(file.max_connections),
         original_dst: OriginalDst::default(),
         leaving: Leaving::Gently(drain_timeout(&file.drain_timeout)?.div_f64(2.0).min(PATIENCE)),
+        memory_limit: memory_limit(&file)?,
     });
 
     let runtime = single_threaded()?;
@@ -173,6 +175,12 @@ fn trust_domain() -> TrustDomain {
 
 fn drain_timeout(text: &str) -> anyhow::Result<Duration> {
     duration(text).map_err(anyhow::Error::msg)
+}
+
+fn memory_limit(file: &File) -> anyhow::Result<Option<u64>> {
+    let stated =
+        file.memory_limit.as_deref().map(memory::quantity).transpose().map_err(anyhow::Error::msg)?;
+    Ok(stated.or_else(memory::limit_of_group))
 }
 
 struct Stopping {

@@ -18,6 +18,7 @@ mod netns;
 mod pods;
 mod protocols;
 mod ratelimit;
+mod reasons;
 mod resilience;
 mod retries;
 mod security;

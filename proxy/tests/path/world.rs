@@ -25,6 +25,8 @@ use weft_proxy::tls::Tls;
 
 /// Where clients believe that they connect to.
 pub const VIP: &str = "10.9.9.9:80";
+/// Clients that a proxy takes.
+pub const MAX_CONNECTIONS: usize = 500;
 /// The service behind it.
 pub const SERVICE: &str = "shop/back:80";
 
@@ -146,8 +148,9 @@ impl Node {
             access_log: AccessLog::to(log.clone(), Arc::clone(&metrics)).unwrap(),
             identity: Arc::new(identity(account)),
             pod_ips,
-            max_connections: 1000,
+            max_connections: MAX_CONNECTIONS,
             leaving: Leaving::Pod,
+            memory_limit: None,
             original_dst: if pod {
                 OriginalDst::Kernel
             } else {

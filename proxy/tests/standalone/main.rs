@@ -12,3 +12,4 @@ mod compose;
 mod process;
 mod restart;
 mod settings;
+mod shed;

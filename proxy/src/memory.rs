@@ -1,0 +1,162 @@
+//! How much memory there is, and whether it is short: the control group's limit, read at the start, and what the process
+//! holds, looked at now and then. Short begins above one mark and ends below a lower one, so that it does not flutter.
+//! What is done about it is `shed`'s.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Above this share of the limit memory is short. The rest is for what is under way: a request holds up to 64 KiB for
+/// being sent again, and a connection up to two buffers of 64 KiB.
+const HIGH_PERCENT: u64 = 90;
+/// And below this it is not any more.
+const LOW_PERCENT: u64 = 80;
+/// A v1 group without a limit says a number near 2^63.
+const UNLIMITED: u64 = 1 << 50;
+
+/// The least limit of the process's control group and of those around it, in bytes. `None`: there is none.
+#[must_use]
+pub fn limit_of_group() -> Option<u64> {
+    limit(|path| fs::read_to_string(path).ok())
+}
+
+/// cgroups(7): "hierarchy:controllers:path" a line; v2 is hierarchy 0. Inside of a container the path may be one that
+/// exists outside only, so that each part of it up to the root is looked at.
+fn limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let groups = read(Path::new("/proc/self/cgroup"))?;
+    groups
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+            match (number, controllers) {
+                ("0", "") => Some(("/sys/fs/cgroup", "memory.max", path)),
+                (_, list) if list.split(',').any(|name| name == "memory") => {
+                    Some(("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path))
+                }
+                _ => None,
+            }
+        })
+        .flat_map(|(root, file, path)| {
+            let below = PathBuf::from(path.trim_start_matches('/'));
+            let parts: Vec<PathBuf> =
+                below.ancestors().map(|part| Path::new(root).join(part).join(file)).collect();
+            parts
+        })
+        .filter_map(|file| read(&file)?.trim().parse::<u64>().ok())
+        .filter(|bytes| *bytes < UNLIMITED)
+        .min()
+}
+
+/// What the process holds in memory, in bytes (proc(5), `statm`: the second number, in pages).
+#[must_use]
+pub fn resident() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: asks for a constant of the system.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    pages.checked_mul(page)
+}
+
+/// Gives freed memory back to the system, as far as the allocator keeps it.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers, and may be called from any thread (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Whether memory is short after it was or was not.
+#[must_use]
+pub const fn is_short(limit: u64, resident: u64, was: bool) -> bool {
+    let mark = if was { LOW_PERCENT } else { HIGH_PERCENT };
+    resident > limit / 100 * mark
+}
+
+/// A number of bytes: `67108864`, `64Mi`, `1Gi`.
+///
+/// # Errors
+/// A sentence.
+pub fn quantity(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a number of bytes such as 67108864, 64Mi or 1Gi");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (count, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => 0,
+        "Ki" => 10,
+        "Mi" => 20,
+        "Gi" => 30,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = count.parse().map_err(|_| wrong())?;
+    count.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(files: &[(&str, &str)]) -> Option<u64> {
+        limit(|path| {
+            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_least_limit_around_counts_in_both_versions() {
+        let v2 = [
+            ("/proc/self/cgroup", "0::/pod/proxy\n"),
+            ("/sys/fs/cgroup/pod/proxy/memory.max", "max\n"),
+            ("/sys/fs/cgroup/pod/memory.max", "67108864\n"),
+            ("/sys/fs/cgroup/memory.max", "134217728\n"),
+        ];
+        assert_eq!(of(&v2), Some(64 << 20));
+        // A container's own view: the path is of outside.
+        let inside = [("/proc/self/cgroup", "0::/../elsewhere\n"), ("/sys/fs/cgroup/memory.max", "1048576")];
+        assert_eq!(of(&inside), Some(1 << 20));
+        let v1 = [
+            ("/proc/self/cgroup", "7:cpu,cpuacct:/x\n5:memory:/pod\n1:name=systemd:/\n"),
+            ("/sys/fs/cgroup/memory/pod/memory.limit_in_bytes", "33554432\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ];
+        assert_eq!(of(&v1), Some(32 << 20));
+        assert_eq!(of(&v1[..1]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn memory_is_short_above_one_mark_until_below_another() {
+        let mut was = false;
+        let seen: Vec<bool> = [89, 91, 85, 81, 80, 85, 95]
+            .into_iter()
+            .map(|resident| {
+                was = is_short(1000, resident * 10, was);
+                was
+            })
+            .collect();
+        assert_eq!(seen, [false, true, true, true, false, false, true]);
+    }
+
+    #[test]
+    fn this_process_holds_something() {
+        assert!(resident().is_some_and(|bytes| bytes > 1 << 20));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,30}") {
+            let _ = quantity(&text);
+            let _ = of(&[("/proc/self/cgroup", &text)]);
+        }
+    }
+
+    #[test]
+    fn quantities_have_units() {
+        assert_eq!(quantity("64Mi"), Ok(64 << 20));
+        assert_eq!(quantity("1024"), Ok(1024));
+        for bad in ["", "0", "1MB", "Mi", "99999999999Gi", "-1"] {
+            assert!(quantity(bad).is_err(), "{bad}");
+        }
+    }
+}
