@@ -199,7 +199,10 @@ async fn connect_timeout() -> String {
 async fn client_certificate() -> String {
     let mesh = Mesh::to(apps::echo().await.0);
     let stranger = Node::start(&Ca::new(), "front");
-    stranger.serve(crate::world::service(&[mesh.back.inbound], Some("back")));
+    let mut service = crate::world::service(&[mesh.back.inbound], Some("back"));
+    // Otherwise a client that is slow to speak is connected, and reset, before it has said anything.
+    service.protocol = v1::Protocol::Http1.into();
+    stranger.serve(service);
     stranger.certify(&Ca::new(), "front", vec![mesh.ca.root()]);
     fetch(stranger.outbound, get("/")).await;
     let word = Reason::ClientCertificate.as_str();
