@@ -191,6 +191,7 @@ impl Metrics {
                 &mut r,
                 "adaptive_concurrency_limit",
                 "Requests under way that adaptiveConcurrency allows now",
+            ),
             memory_short: registered(
                 &mut r,
                 "memory_short",
