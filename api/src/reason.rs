@@ -76,6 +76,10 @@ reasons! {
     NotRegistered = "not-registered", 502, "The outbound policy is RegisteredOnly and the destination is neither a Service or pod of the cluster nor a registered external one: describe it in a MeshService with target.external, or use AllowAny.";
     /// `adaptiveConcurrency` of the destination allows no more.
     AdaptiveLimit = "adaptive-limit", 503, "Requests to the destination begin to wait for each other, so that adaptiveConcurrency of its MeshService lets no more through: add replicas, or raise tolerancePercent or minLimit.";
+    /// A rule's fault injection.
+    FaultInjected = "fault-injected", 503, "The rule's `fault` made this failure up: remove it from the TrafficPolicy when the experiment is over.";
+    /// A preflight of an origin that the rule does not allow.
+    CorsRefused = "cors-refused", 403, "The preflight's Origin is not among cors.allowOrigins of the rule: add it if pages of that origin may call this service.";
 }
 
 impl std::fmt::Display for Reason {
