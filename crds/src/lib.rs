@@ -4,6 +4,7 @@
 
 pub mod breaking;
 pub mod common;
+pub mod filters;
 pub mod manifest;
 pub mod mesh_service;
 pub mod peer_authentication;

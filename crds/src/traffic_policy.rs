@@ -1,6 +1,8 @@
-//! TrafficPolicy: how requests to a service go. Matching, weighted split, timeout, retry, rate limit.
+//! TrafficPolicy: how requests to a service go. Matching, weighted split, timeout, retry, rate limit; what else a rule does
+//! is in `filters`.
 
 use crate::common::{Conditions, Duration};
+use crate::filters::{Cors, DirectResponse, Fault, HeaderChanges, Redirect, Rewrite};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,7 +44,7 @@ pub struct TrafficPolicySpec {
         )
     )]
     pub target_refs: Vec<TargetRef>,
-    /// The first rule that matches a request counts. A request that no rule matches goes to the Service as a whole.
+    /// The first rule that matches a request counts (see `precedence`). A request that no rule matches goes to the Service as a whole.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(
         merge_strategy = ListMerge::Atomic,
@@ -54,6 +56,22 @@ pub struct TrafficPolicySpec {
     )]
     // `self::`: inside the derived schema code `Rule` is a CEL rule.
     pub rules: Vec<self::Rule>,
+    /// Which rule counts when several match. `Written`: the first one. `Specificity`: the one with the most specific match, as in
+    /// Gateway API: by host (a name before a wildcard, then the longer), by path (exact, then the longer prefix, then a regular
+    /// expression, then none), with a method before without, by more headers, by more query parameters; of equal ones the first.
+    /// Default: Written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precedence: Option<Precedence>,
+}
+
+/// Which rule counts when several match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Precedence {
+    /// The first one.
+    #[default]
+    Written,
+    /// The most specific one.
+    Specificity,
 }
 
 /// A target of a policy.
@@ -92,11 +110,27 @@ pub enum TargetKind {
         "!has(self.timeout) || !has(self.retry) || !has(self.retry.perTryTimeout) || duration(self.retry.perTryTimeout) <= duration(self.timeout)"
     ).message(
         "retry.perTryTimeout must not be longer than the rule's timeout, which covers all tries together: lower perTryTimeout or raise timeout"
+    ),
+    validation = Rule::new("!has(self.redirect) || !has(self.response)").message(
+        "a rule answers either with redirect or with response: keep one and remove the other"
+    ),
+    validation = Rule::new(
+        "!(has(self.redirect) || has(self.response)) || !(has(self.rewrite) || has(self.rateLimit) || has(self.circuitBreaker) || has(self.fault) || has(self.timeout) || has(self.retry) || (has(self.split) && size(self.split) > 0) || (has(self.headers) && has(self.headers.request)))"
+    ).message(
+        "a rule with redirect or response sends the request nowhere: remove split, timeout, retry, rateLimit, circuitBreaker, rewrite, fault and headers.request from it"
+    ),
+    validation = Rule::new(
+        "!((has(self.rewrite) && has(self.rewrite.path) && has(self.rewrite.path.prefix)) || (has(self.redirect) && has(self.redirect.path) && has(self.redirect.path.prefix))) || (has(self.match) && size(self.match) > 0 && self.match.all(m, has(m.path) && has(m.path.prefix)))"
+    ).message(
+        "path.prefix of rewrite and redirect replaces the prefix that matched: give every entry of the rule's match a path.prefix, or use path.full"
     )
 )]
 #[x_kube(
     validation = Rule::new("!has(self.rateLimit) || !has(self.split) || self.split.all(b, !has(b.service))").message(
         "rateLimit is kept by the pods behind the target Service, so it cannot stand in a rule whose split names another service: put it into a TrafficPolicy of that Service"
+    ),
+    validation = Rule::new("!has(self.rateLimit) || !has(self.rewrite)").message(
+        "rateLimit is kept by the pods behind the target Service, which get the rewritten request and would not know it by this rule's match: put rateLimit into a rule without rewrite that matches the rewritten request"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -143,13 +177,33 @@ pub struct Rule {
     /// How much of this rule may be under way. Default: only the bounds of the MeshService.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<RuleCircuitBreaker>,
+    /// Header changes both ways. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<HeaderChanges>,
+    /// Another host or path for the application. Default: those of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<Rewrite>,
+    /// Sends the client elsewhere. Default: the request goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
+    /// An answer of the proxy's own. Default: the request goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<DirectResponse>,
+    /// Made-up failures, for experiments. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// Which pages of other origins may call from a browser. Default: what the application says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
 }
 
 /// Conditions that must all hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("has(self.path) || has(self.method) || (has(self.headers) && size(self.headers) > 0)").message(
-        "an entry of match without any condition would match every request: give it a path, method or headers, or leave match out"
+    validation = Rule::new(
+        "has(self.path) || has(self.method) || (has(self.headers) && size(self.headers) > 0) || (has(self.query) && size(self.query) > 0) || (has(self.hosts) && size(self.hosts) > 0) || has(self.source)"
+    ).message(
+        "an entry of match without any condition would match every request: give it a path, method, headers, query, hosts or source, or leave match out"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -171,6 +225,91 @@ pub struct Match {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub headers: Vec<HeaderMatch>,
+    /// Query parameters, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub query: Vec<QueryMatch>,
+    /// Hosts that the request names (Host, or `:authority` in HTTP/2, without the port), of which one must fit: a name, or
+    /// `*.example.com` for every name below `example.com`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(host, host.matches('^([*][.])?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$'))").message(
+            "hosts lists something that is not a host: write a name in lower case without scheme and port, for example shop.example or *.shop.example"
+        )
+    )]
+    pub hosts: Vec<String>,
+    /// Who calls. Default: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceMatch>,
+}
+
+/// A query parameter, decoded, and exactly one of the four conditions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].exists_one(given, given)"
+    ).message(
+        "an entry of query needs exactly one of exact, prefix, regex and present: keep one and remove the others"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryMatch {
+    /// Its name, case-sensitive.
+    #[schemars(length(min = 1, max = 128))]
+    pub name: String,
+    /// The whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub exact: Option<String>,
+    /// The value's beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub prefix: Option<String>,
+    /// A regular expression (RE2 syntax) for the whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub regex: Option<String>,
+    /// `true`: the parameter must be there; `false`: it must not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// Callers: one of the identities, or of one of the namespaces. Callers outside of the mesh have no proxy, so no rule applies to
+/// them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "(has(self.identities) && size(self.identities) > 0) || (has(self.namespaces) && size(self.namespaces) > 0)"
+    ).message(
+        "source names nobody: give it identities or namespaces, or leave it out"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceMatch {
+    /// SPIFFE ids of callers, for example `spiffe://cluster.local/ns/shop/sa/front`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 320)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        // The rest of its form the webhook judges: a whole expression would cost the API server too much here.
+        validation = Rule::new("self.all(id, id.startsWith('spiffe://'))").message(
+            "source.identities lists something that is not the SPIFFE id of a workload: write spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+        )
+    )]
+    pub identities: Vec<String>,
+    /// Namespaces of callers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(name, name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))").message(
+            "source.namespaces lists something that is not the name of a namespace: write lower-case letters, digits and dashes"
+        )
+    )]
+    pub namespaces: Vec<String>,
 }
 
 /// Exactly one of the three.

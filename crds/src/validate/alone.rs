@@ -1,8 +1,10 @@
 //! What can be said of one resource by itself, beyond its schema and CEL rules.
 
 use super::Problem;
-use super::texts::{is_label_key, regex};
+use super::texts::{is_label_key, regex, substitution};
+use crate::filters::{HeaderEdits, PathSubstitution};
 use crate::mesh_service::{External, ExternalPort};
+use crate::traffic_policy::Match;
 use crate::{MeshService, PeerAuthentication, TrafficPolicy};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -86,25 +88,82 @@ pub fn peer_authentication(resource: &PeerAuthentication) -> Vec<Problem> {
     }
 }
 
-/// Problems of a TrafficPolicy by itself: regular expressions.
+/// Problems of a TrafficPolicy by itself: regular expressions, and headers that are changed twice.
 #[must_use]
 pub fn traffic_policy(resource: &TrafficPolicy) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut check = |field: String, pattern: Option<&str>| {
-        if let Some(Err(message)) = pattern.map(regex) {
-            problems.push(Problem { field, message });
-        }
-    };
     for (r, rule) in resource.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{r}]");
         for (m, matching) in rule.matches.iter().enumerate() {
-            let at = format!("spec.rules[{r}].match[{m}]");
-            check(format!("{at}.path.regex"), matching.path.as_ref().and_then(|p| p.regex.as_deref()));
-            for (h, header) in matching.headers.iter().enumerate() {
-                check(format!("{at}.headers[{h}].regex"), header.regex.as_deref());
-            }
+            let at = format!("{at}.match[{m}]");
+            problems.extend(bad_patterns(&at, matching));
+            problems.extend(bad_identities(&at, matching));
+        }
+        let rewrite = rule.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()?.regex.as_ref());
+        problems
+            .extend(rewrite.and_then(|given| bad_substitution(&format!("{at}.rewrite.path.regex"), given)));
+        let headers = rule.headers.as_ref();
+        for (way, edits) in [
+            ("request", headers.and_then(|headers| headers.request.as_ref())),
+            ("response", headers.and_then(|headers| headers.response.as_ref())),
+        ] {
+            problems.extend(edits.and_then(|edits| named_twice(&format!("{at}.headers.{way}"), edits)));
         }
     }
     problems
+}
+
+fn bad_patterns(at: &str, matching: &Match) -> Vec<Problem> {
+    let path = matching.path.iter().map(|path| (format!("{at}.path.regex"), &path.regex));
+    let headers =
+        matching.headers.iter().enumerate().map(|(i, h)| (format!("{at}.headers[{i}].regex"), &h.regex));
+    let query = matching.query.iter().enumerate().map(|(i, q)| (format!("{at}.query[{i}].regex"), &q.regex));
+    path.chain(headers)
+        .chain(query)
+        .filter_map(|(field, pattern)| {
+            let message = regex(pattern.as_deref()?).err()?;
+            Some(Problem { field, message })
+        })
+        .collect()
+}
+
+fn bad_identities(at: &str, matching: &Match) -> Vec<Problem> {
+    let identities = matching.source.iter().flat_map(|source| source.identities.iter().enumerate());
+    identities
+        .filter_map(|(i, text)| {
+            let error = text.parse::<weft_api::Identity>().err()?;
+            let message = format!(
+                "{error}: write the identity of a caller, for example spiffe://cluster.local/ns/shop/sa/front"
+            );
+            Some(Problem { field: format!("{at}.source.identities[{i}]"), message })
+        })
+        .collect()
+}
+
+fn bad_substitution(at: &str, given: &PathSubstitution) -> Option<Problem> {
+    let (field, message) = match regex(&given.pattern) {
+        Err(message) => ("pattern", message),
+        Ok(()) => ("substitution", substitution(&given.pattern, &given.substitution).err()?),
+    };
+    Some(Problem { field: format!("{at}.{field}"), message })
+}
+
+/// A schema sees the same name twice within one list, in the same capitals; not beyond.
+fn named_twice(at: &str, edits: &HeaderEdits) -> Option<Problem> {
+    let set = edits.set.iter().enumerate().map(|(i, line)| (format!("{at}.set[{i}].name"), &line.name));
+    let add = edits.add.iter().enumerate().map(|(i, line)| (format!("{at}.add[{i}].name"), &line.name));
+    let remove = edits.remove.iter().enumerate().map(|(i, name)| (format!("{at}.remove[{i}]"), name));
+    let mut seen: Vec<&String> = Vec::new();
+    for (field, name) in set.chain(add).chain(remove) {
+        if seen.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            let message = format!(
+                "header {name} is named twice in {at} (upper and lower case are the same): change it once, in set, add or remove"
+            );
+            return Some(Problem { field, message });
+        }
+        seen.push(name);
+    }
+    None
 }
 
 fn bad_keys(field: String, labels: &BTreeMap<String, String>) -> Vec<Problem> {
@@ -148,6 +207,39 @@ mod tests {
             problems.iter().map(|p| &*p.field).collect::<Vec<_>>(),
             ["spec.balancer.failover[0].labels"]
         );
+    }
+
+    #[test]
+    fn the_field_of_a_bad_rewrite_or_parameter_is_named() {
+        let rewrite = |pattern: &str, substitution: &str| json!({"rewrite": {"path": {"regex": {"pattern": pattern, "substitution": substitution}}}});
+        let bad = policy(json!({"targetRefs": [{"kind": "Service", "name": "a"}], "rules": [
+            {"match": [{"query": [{"name": "q", "regex": "("}]}]},
+            {"match": [{"source": {"identities": ["spiffe://a/ns/b/sa/c", "spiffe://a/b"]}}]},
+            rewrite("/(", "/x"),
+            rewrite("/([a-z]+)", "/x/$2"),
+            rewrite("/([a-z]+)", "/x/$1$0$$"),
+        ]}));
+        let problems = traffic_policy(&bad);
+        let fields: Vec<_> = problems.iter().map(|p| p.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "spec.rules[0].match[0].query[0].regex",
+                "spec.rules[1].match[0].source.identities[1]",
+                "spec.rules[2].rewrite.path.regex.pattern",
+                "spec.rules[3].rewrite.path.regex.substitution",
+            ]
+        );
+        assert!(problems[3].message.contains("has only 1"), "{}", problems[3]);
+    }
+
+    #[test]
+    fn a_header_that_is_changed_twice_is_named() {
+        let rule = json!({"headers": {"request": {"set": [{"name": "X-A", "value": "1"}], "remove": ["x-b", "x-a"]},
+            "response": {"set": [{"name": "x-a", "value": "1"}], "add": [{"name": "x-b", "value": "2"}]}}});
+        let bad = policy(json!({"targetRefs": [{"kind": "Service", "name": "a"}], "rules": [rule]}));
+        let fields: Vec<_> = traffic_policy(&bad).into_iter().map(|p| p.field).collect();
+        assert_eq!(fields, ["spec.rules[0].headers.request.remove[1]"]);
     }
 
     #[test]

@@ -28,6 +28,27 @@ pub fn regex(pattern: &str) -> Result<(), String> {
     }
 }
 
+/// Whether every group that a substitution names is one of its expression, which compiles.
+///
+/// # Errors
+/// A sentence for the user.
+pub(super) fn substitution(pattern: &str, substitution: &str) -> Result<(), String> {
+    let groups =
+        RegexBuilder::new(pattern).size_limit(MAX_REGEX_SIZE).build().map_or(1, |r| r.captures_len());
+    let mut rest = substitution;
+    while let Some((_, after)) = rest.split_once('$') {
+        let group = after.chars().next().and_then(|c| c.to_digit(10));
+        if let Some(group) = group.filter(|&group| group as usize >= groups) {
+            return Err(format!(
+                "substitution names group ${group}, and the pattern has only {}: add a group in parentheses to pattern, or name another one",
+                groups - 1
+            ));
+        }
+        rest = after.get(1..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 /// Whether a label key is one that Kubernetes takes: an optional DNS prefix, a slash, and a name of 63 characters at most.
 pub(super) fn is_label_key(key: &str) -> bool {
     let (prefix, name) = match key.split_once('/') {
