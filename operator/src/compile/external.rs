@@ -28,8 +28,10 @@ pub fn service(index: &Index, space: &Space, key: &Key, port: u16) -> Option<v1:
     cluster.tls = given.tls.as_ref().map(|tls| originate(external, tls));
 
     let mut routes = Vec::new();
+    let mut precedence = v1::Precedence::Written;
     if let Some(policy) = space.governing(&key.name, port) {
         sources.push(source("TrafficPolicy", policy));
+        precedence = route::precedence(policy.spec.precedence);
         for (position, rule) in policy.spec.rules.iter().enumerate() {
             routes.push(route::rule(&policy.key.name, position, rule, &name, |_| None));
         }
@@ -49,6 +51,7 @@ pub fn service(index: &Index, space: &Space, key: &Key, port: u16) -> Option<v1:
         default_cluster: name,
         hosts: hosts.clone(),
         egress: Some(v1::Egress { hosts }),
+        precedence: precedence.into(),
         ..v1::Service::default()
     })
 }

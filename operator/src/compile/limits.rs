@@ -25,13 +25,18 @@ pub fn inbound(
     sources: &mut Vec<Source>,
 ) -> Option<v1::InboundRules> {
     let policy = space.governing(&service.key.name, port.port)?;
-    // What comes after the last rule with a limit makes no difference.
-    let last = policy.spec.rules.iter().rposition(|rule| rule.rate_limit.is_some())?;
+    // In written order, what comes after the last rule with a limit makes no difference.
+    let precedence = route::precedence(policy.spec.precedence);
+    let last = match (policy.spec.rules.iter().rposition(|rule| rule.rate_limit.is_some())?, precedence) {
+        (last, v1::Precedence::Written) => last,
+        (_, v1::Precedence::Specificity) => policy.spec.rules.len() - 1,
+    };
     sources.push(source("TrafficPolicy", policy));
     let rules = policy.spec.rules[..=last].iter().enumerate();
     Some(v1::InboundRules {
         port: number.into(),
         service: format!("{}:{}", service.key, port.port),
+        precedence: precedence.into(),
         rules: rules
             .map(|(position, rule)| v1::InboundRule {
                 name: route::name(&policy.key.name, position, rule),

@@ -8,6 +8,7 @@ mod balance;
 mod cluster;
 mod endpoints;
 mod external;
+mod filters;
 pub(crate) mod limits;
 mod protocol;
 mod route;

@@ -1,7 +1,9 @@
 //! Routes of a port: the rules of the TrafficPolicy in force, with what they send to, and last the Service as a whole.
 
-use weft_api::v1::{self, header_match, r#match};
+use weft_api::v1::{self, header_match, r#match, query_match};
 use weft_crds::traffic_policy as crd;
+
+use super::filters;
 
 /// The name of the last route.
 pub const DEFAULT_ROUTE: &str = "default";
@@ -32,6 +34,7 @@ pub fn rule(
         backends,
         timeout_ms: rule.timeout.map_or(0, |d| d.as_millis()),
         retry: Some(retry(rule.retry.as_ref())),
+        filters: filters::of(rule),
         breaker: rule.circuit_breaker.as_ref().map(breaker),
     }
 }
@@ -58,6 +61,7 @@ pub fn catch_all(default_cluster: &str) -> v1::Route {
         timeout_ms: 0,
         retry: Some(retry(None)),
         breaker: None,
+        filters: None,
     }
 }
 
@@ -73,6 +77,28 @@ pub fn matching(given: &crd::Match) -> v1::Match {
         path,
         method: given.method.clone().unwrap_or_default(),
         headers: given.headers.iter().map(header).collect(),
+        query: given.query.iter().map(query).collect(),
+        hosts: given.hosts.clone(),
+        source: given.source.as_ref().map(|source| v1::SourceMatch {
+            identities: source.identities.clone(),
+            namespaces: source.namespaces.clone(),
+        }),
+    }
+}
+
+fn query(given: &crd::QueryMatch) -> v1::QueryMatch {
+    let exact = given.exact.clone().map(query_match::Value::Exact);
+    let prefix = || given.prefix.clone().map(query_match::Value::Prefix);
+    let regex = || given.regex.clone().map(query_match::Value::Regex);
+    let present = || Some(query_match::Value::Present(given.present.unwrap_or(true)));
+    v1::QueryMatch { name: given.name.clone(), value: exact.or_else(prefix).or_else(regex).or_else(present) }
+}
+
+/// Of a policy's rules.
+pub const fn precedence(given: Option<crd::Precedence>) -> v1::Precedence {
+    match given {
+        None | Some(crd::Precedence::Written) => v1::Precedence::Written,
+        Some(crd::Precedence::Specificity) => v1::Precedence::Specificity,
     }
 }
 

@@ -37,8 +37,10 @@ fn of_service(index: &Index, space: &Space, service: &Service, port: &ServicePor
     }
 
     let mut routes = Vec::new();
+    let mut precedence = v1::Precedence::Written;
     if let Some(policy) = space.governing(&key.name, port.port) {
         sources.push(source("TrafficPolicy", policy));
+        precedence = route::precedence(policy.spec.precedence);
         for (position, rule) in policy.spec.rules.iter().enumerate() {
             routes.push(route::rule(&policy.key.name, position, rule, &default_cluster, |backend| {
                 let of = backend.service.as_deref().unwrap_or(&key.name);
@@ -60,6 +62,7 @@ fn of_service(index: &Index, space: &Space, service: &Service, port: &ServicePor
         sources: tidy(sources),
         default_cluster,
         hosts: hosts(key),
+        precedence: precedence.into(),
         ..v1::Service::default()
     }
 }

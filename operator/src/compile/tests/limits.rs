@@ -53,6 +53,22 @@ fn the_pods_behind_a_service_get_its_rules_up_to_the_last_limit() {
 }
 
 #[test]
+fn by_specificity_a_rule_after_the_last_limit_may_come_before_it() {
+    let mut objects = shop();
+    objects.push(policy(
+        "shop/limits",
+        1,
+        0,
+        json!({ "targetRefs": [{ "kind": "Service", "name": "back" }], "precedence": "Specificity", "rules": [
+            { "rateLimit": { "requests": 1, "per": "1s" } },
+            { "match": [{ "path": { "exact": "/free" } }] },
+        ] }),
+    ));
+    let rules = rules_of(&index_of(objects), "shop/back-1");
+    assert_eq!((rules[0].rules.len(), rules[0].precedence()), (2, v1::Precedence::Specificity));
+}
+
+#[test]
 fn a_policy_without_limits_is_nothing_to_the_callee() {
     let mut index = index_of(shop());
     let dirty = limiting(1, json!([{ "timeout": "1s" }])).apply(&mut index);
