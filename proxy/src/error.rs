@@ -55,7 +55,8 @@ impl Error {
             | Reason::ClientCertificate
             | Reason::BadRequest
             | Reason::HeadersTooLarge
-            | Reason::ClientTimeout => Side::Client,
+            | Reason::ClientTimeout
+            | Reason::CorsRefused => Side::Client,
             Reason::ConnectTimeout
             | Reason::ConnectFailed
             | Reason::PeerIdentityMismatch
@@ -73,7 +74,8 @@ impl Error {
             | Reason::Overloaded
             | Reason::RateLimited
             | Reason::NotRegistered
-            | Reason::AdaptiveLimit => Side::Proxy,
+            | Reason::AdaptiveLimit
+            | Reason::FaultInjected => Side::Proxy,
         }
     }
 

@@ -17,6 +17,7 @@ pub mod dns;
 pub mod egress;
 pub mod error;
 mod ewma;
+pub mod filter;
 pub mod forward;
 #[cfg(test)]
 mod fuzz;
@@ -37,6 +38,7 @@ pub mod original_dst;
 pub mod originate;
 mod outbound;
 pub mod outlier;
+pub mod path;
 pub mod prefixed;
 pub mod proxy;
 pub mod record;

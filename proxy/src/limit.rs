@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 use weft_api::v1;
 
@@ -106,13 +106,16 @@ impl Limits {
 
     /// Counts a request to a port. `None`: it is under no limit. One that two Services' limits concern has to pass both.
     #[must_use]
-    pub fn count(&self, port: u16, method: &Method, asked: &Asked<'_>, now: Instant) -> Option<Box<Verdict>> {
+    pub fn count(
+        &self,
+        port: u16,
+        matched: &route::Asked<'_>,
+        asked: &Asked<'_>,
+        now: Instant,
+    ) -> Option<Box<Verdict>> {
         let mut verdict: Option<Box<Verdict>> = None;
         for rules in self.ports.iter().filter(|rules| rules.port == port) {
-            let mut matching = rules
-                .rules
-                .iter()
-                .filter(|rule| route::fits_any(&rule.matches, method, asked.path, asked.headers));
+            let mut matching = rules.rules.iter().filter(|rule| route::hit(&rule.matches, matched).is_some());
             if let Some(limit) = matching.next().and_then(|rule| rule.limit.as_ref()) {
                 verdict.get_or_insert_default().add(limit, limit.draw(asked, now));
             }
@@ -218,6 +221,7 @@ fn seconds(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::route::PathMatch;
+    use http::Method;
 
     fn limit(name: &str, requests: u32, burst: u32, key: Key, last: Option<&Limit>) -> Limit {
         Limit::new(name.into(), name, (requests, Duration::from_secs(1), burst), key, false, last)
@@ -239,7 +243,8 @@ mod tests {
     fn count(limits: &Limits, path: &str, now: Instant) -> Option<Box<Verdict>> {
         let headers = HeaderMap::new();
         let asked = Asked { path, headers: &headers, identity: None, client: [127, 0, 0, 1].into() };
-        limits.count(80, &Method::GET, &asked, now)
+        let uri = path.parse().unwrap();
+        limits.count(80, &route::Asked::new(&Method::GET, &uri, &headers, None), &asked, now)
     }
 
     fn headers(verdict: &Verdict) -> Vec<(String, String)> {

@@ -107,6 +107,8 @@ pub struct RequestRecord {
     pub client: SocketAddr,
     /// The endpoint that answered, or was tried last.
     pub upstream: Option<SocketAddr>,
+    /// What the rule did in place of, or before, sending it: one word; empty: nothing.
+    pub action: &'static str,
 }
 
 /// One opaque connection, when it has ended.

@@ -1,18 +1,26 @@
 //! Which rule a request falls under, and which cluster it goes to. Pure: everything was compiled when the snapshot was
 //! built. It chooses no endpoint.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, Uri};
 use rand::Rng;
 use regex::Regex;
-use weft_api::Reason;
+use weft_api::{Identity, Reason};
 
 use crate::breaker::{Breaker, Permit};
+use crate::filter::Filters;
+use crate::path::normalised;
 use crate::retry::RetryPolicy;
 use crate::snapshot::{Cluster, Service};
+use host::HostMatch;
+use query::QueryMatch;
 
+pub mod host;
+pub mod precedence;
+pub mod query;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +40,8 @@ pub struct Route {
     pub(crate) total_weight: u64,
     /// Bounds on the rule's own requests, beside those of the cluster. Carried over updates by name.
     pub breaker: Option<Arc<Breaker>>,
+    /// What else it does to a request. `None`: nothing.
+    pub filters: Option<Arc<Filters>>,
 }
 
 /// A share of a route's requests.
@@ -44,18 +54,34 @@ pub struct Backend {
 }
 
 /// Conditions that must all hold.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RequestMatch {
-    /// On the path, without the query.
+    /// On the path, without the query, in its normalised form.
     pub path: Option<PathMatch>,
     /// Case-sensitive.
     pub method: Option<Method>,
     /// All of them.
     pub headers: Vec<HeaderMatch>,
+    /// All of them.
+    pub query: Vec<QueryMatch>,
+    /// Any of them; none: every host.
+    pub hosts: Vec<HostMatch>,
+    /// Who calls. `None`: everybody, and in the routes of the caller's own proxy, where it was judged when the snapshot was
+    /// built.
+    pub source: Option<Box<SourceMatch>>,
+}
+
+/// On the caller: one of these, or of one of these namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct SourceMatch {
+    /// Whole identities.
+    pub identities: Vec<Arc<Identity>>,
+    /// Of whatever account.
+    pub namespaces: Vec<String>,
 }
 
 /// On a path.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum PathMatch {
     /// The whole path.
     Exact(String),
@@ -66,7 +92,7 @@ pub enum PathMatch {
 }
 
 /// On a header.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HeaderMatch {
     /// Its name.
     pub name: HeaderName,
@@ -74,8 +100,8 @@ pub struct HeaderMatch {
     pub value: ValueMatch,
 }
 
-/// On a header's value.
-#[derive(Debug)]
+/// On the value of a header or of a query parameter.
+#[derive(Clone, Debug)]
 pub enum ValueMatch {
     /// The whole value.
     Exact(String),
@@ -83,17 +109,71 @@ pub enum ValueMatch {
     Prefix(String),
     /// The whole value; compiled with anchors.
     Regex(Regex),
-    /// Whether the header is there at all.
+    /// Whether there is any at all.
     Present(bool),
 }
 
-/// The first rule that matches; the last one always does.
+/// The rule that a request falls under, and the match that says so; none where the rule takes everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Hit<'a> {
+    /// The rule.
+    pub route: &'a Route,
+    /// Its match.
+    pub matching: Option<&'a RequestMatch>,
+}
+
+impl Hit<'_> {
+    /// The prefix that the request's path fitted.
+    #[must_use]
+    pub fn prefix(&self) -> Option<&str> {
+        match &self.matching?.path {
+            Some(PathMatch::Prefix(prefix)) => Some(prefix),
+            _ => None,
+        }
+    }
+}
+
+/// What a request is matched by.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// In its normalised form, without the query.
+    pub path: Cow<'a, str>,
+    method: &'a Method,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    caller: Option<&'a Identity>,
+}
+
+impl<'a> Asked<'a> {
+    /// Of a request's head. `caller`: as proved by mTLS; for conditions that were not judged when the snapshot was built.
+    #[must_use]
+    pub fn new(
+        method: &'a Method,
+        uri: &'a Uri,
+        headers: &'a HeaderMap,
+        caller: Option<&'a Identity>,
+    ) -> Self {
+        Self { path: normalised(uri.path()), method, uri, headers, caller }
+    }
+}
+
+/// The first rule that matches, or the one that matches most specifically; the last one always does.
 #[must_use]
-pub fn route<'a>(service: &'a Service, method: &Method, path: &str, headers: &HeaderMap) -> &'a Route {
-    let path = path.split_once('?').map_or(path, |(path, _)| path);
+pub fn route<'a>(service: &'a Service, method: &Method, uri: &Uri, headers: &HeaderMap) -> Hit<'a> {
     let last = service.routes.len() - 1;
-    let first = service.routes[..last].iter().find(|route| route.fits(method, path, headers));
-    first.unwrap_or(&service.routes[last])
+    let rest = Hit { route: &service.routes[last], matching: None };
+    if last == 0 {
+        return rest;
+    }
+    let asked = Asked::new(method, uri, headers, None);
+    let hit = match &service.ranked {
+        None => service.routes[..last].iter().find_map(|route| route.hit(&asked)),
+        Some(ranked) => ranked
+            .iter()
+            .find(|one| one.matching.as_ref().is_none_or(|m| m.fits(&asked)))
+            .map(|one| Hit { route: &service.routes[one.rule], matching: one.matching.as_ref() }),
+    };
+    hit.unwrap_or(rest)
 }
 
 /// One of the route's clusters, by weight.
@@ -113,10 +193,10 @@ pub fn backend<'a>(route: &'a Route, rng: &mut impl Rng) -> &'a Arc<Cluster> {
     &route.backends[0].cluster
 }
 
-/// Whether one of the conditions holds, or there are none.
+/// The first of the conditions that holds; `Some(None)` where there are none.
 #[must_use]
-pub fn fits_any(matches: &[RequestMatch], method: &Method, path: &str, headers: &HeaderMap) -> bool {
-    matches.is_empty() || matches.iter().any(|m| m.fits(method, path, headers))
+pub fn hit<'a>(matches: &'a [RequestMatch], asked: &Asked<'_>) -> Option<Option<&'a RequestMatch>> {
+    if matches.is_empty() { Some(None) } else { matches.iter().find(|m| m.fits(asked)).map(Some) }
 }
 
 impl Route {
@@ -147,16 +227,35 @@ impl Route {
         }
     }
 
-    fn fits(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
-        fits_any(&self.matches, method, path, headers)
+    fn hit(&self, asked: &Asked<'_>) -> Option<Hit<'_>> {
+        hit(&self.matches, asked).map(|matching| Hit { route: self, matching })
     }
 }
 
 impl RequestMatch {
-    fn fits(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
-        self.method.as_ref().is_none_or(|wanted| wanted == method)
-            && self.path.as_ref().is_none_or(|wanted| wanted.fits(path))
-            && self.headers.iter().all(|wanted| wanted.fits(headers))
+    fn fits(&self, asked: &Asked<'_>) -> bool {
+        self.method.as_ref().is_none_or(|wanted| wanted == asked.method)
+            && self.path.as_ref().is_none_or(|wanted| wanted.fits(&asked.path))
+            && self.headers.iter().all(|wanted| wanted.fits(asked.headers))
+            && self.query.iter().all(|wanted| wanted.fits(asked.uri.query()))
+            && (self.hosts.is_empty() || self.fits_host(asked))
+            && self
+                .source
+                .as_ref()
+                .is_none_or(|wanted| asked.caller.is_some_and(|caller| wanted.fits(caller)))
+    }
+
+    fn fits_host(&self, asked: &Asked<'_>) -> bool {
+        host::of_request(asked.uri, asked.headers)
+            .is_some_and(|host| self.hosts.iter().any(|wanted| wanted.fits(host)))
+    }
+}
+
+impl SourceMatch {
+    /// Whether it is the caller.
+    #[must_use]
+    pub fn fits(&self, caller: &Identity) -> bool {
+        self.identities.iter().any(|known| **known == *caller) || self.namespaces.contains(&caller.namespace)
     }
 }
 
@@ -179,13 +278,19 @@ impl HeaderMatch {
         if let ValueMatch::Present(wanted) = self.value {
             return headers.contains_key(&self.name) == wanted;
         }
-        headers.get_all(&self.name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            match &self.value {
-                ValueMatch::Exact(whole) => value == whole,
-                ValueMatch::Prefix(prefix) => value.starts_with(prefix),
-                ValueMatch::Regex(regex) => regex.is_match(value),
-                ValueMatch::Present(_) => false,
-            }
-        })
+        let values = headers.get_all(&self.name).iter();
+        values.filter_map(|value| value.to_str().ok()).any(|value| self.value.fits(value))
+    }
+}
+
+impl ValueMatch {
+    /// Whether a value that is there fits.
+    fn fits(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(whole) => value == whole,
+            Self::Prefix(prefix) => value.starts_with(prefix),
+            Self::Regex(regex) => regex.is_match(value),
+            Self::Present(wanted) => *wanted,
+        }
     }
 }

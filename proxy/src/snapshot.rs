@@ -28,6 +28,7 @@ use crate::outlier::judge::{Tally, Window};
 use crate::outlier::{Admission, Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
 use crate::route::Route;
+use crate::route::precedence::Ranked;
 
 mod apply;
 mod parse;
@@ -143,6 +144,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// The first that matches counts; the last one matches everything. Never empty.
     pub routes: Vec<Route>,
+    /// Where the most specific match counts: the matches of all routes but the last, in the order in which they are tried.
+    pub ranked: Option<Vec<Ranked>>,
     /// All that routes lead to.
     pub clusters: Vec<Arc<Cluster>>,
     /// For opaque bytes and pinned endpoints; one of `clusters`.

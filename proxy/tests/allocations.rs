@@ -57,7 +57,17 @@ fn snapshot(balancer: v1::Balancer) -> Snapshot {
     };
     let path = v1::r#match::Path::PathRegex("/item/[0-9]+".into());
     let items = v1::Route {
-        matches: vec![v1::Match { path: Some(path), method: "POST".into(), headers: vec![] }],
+        // Everything that a match can look at.
+        matches: vec![v1::Match {
+            path: Some(path),
+            method: "GET".into(),
+            query: vec![v1::QueryMatch {
+                name: "q".into(),
+                value: Some(v1::query_match::Value::Exact("1".into())),
+            }],
+            hosts: vec!["*.example".into()],
+            ..Default::default()
+        }],
         ..to_all.clone()
     };
     let cluster = v1::Cluster {
@@ -100,7 +110,7 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             direction: Direction::Outbound,
             kind: HttpKind::Http1,
             method: Method::GET,
-            uri: Uri::from_static("/item/7"),
+            uri: Uri::from_static("/item/7?q=2"),
             host: None,
             request_id: HeaderValue::from_static("1"),
             status: 200,
@@ -118,9 +128,10 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             route: "all".into(),
             client: "10.0.0.9:4000".parse().unwrap(),
             upstream: None,
+            action: "",
         };
         let mut request = || {
-            let route = route::route(service, &record.method, record.uri.path(), &headers);
+            let route = route::route(service, &record.method, &record.uri, &headers).route;
             let cluster = route::backend(route, &mut rng);
             let permit = cluster.breaker.request().unwrap();
             service.live.budget.deposit(&route.retry, Instant::now());

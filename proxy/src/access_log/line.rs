@@ -40,6 +40,8 @@ struct Request<'a> {
     ends: Ends<'a>,
     #[serde(skip_serializing_if = "str::is_empty")]
     route: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    action: &'static str,
     client: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
@@ -112,6 +114,7 @@ pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord
             mtls: record.mtls,
             ends: ends(&record.source, &record.destination, &record.service),
             route: &record.route,
+            action: record.action,
             client: record.client,
             endpoint: record.upstream,
         },

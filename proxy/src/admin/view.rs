@@ -119,6 +119,7 @@ fn view_service(service: &Service) -> Value {
         "external": service.external.is_some(),
         "default_cluster": &*service.default_cluster.name,
         "routes": service.routes.iter().map(view_route).collect::<Vec<_>>(),
+        "precedence": if service.ranked.is_some() { "specificity" } else { "written" },
         "clusters": service.clusters.iter().map(|cluster| view_cluster(service, cluster)).collect::<Vec<_>>(),
         "sources": sources(&service.sources),
     })
@@ -134,6 +135,7 @@ fn view_route(route: &Route) -> Value {
         })).collect::<Vec<_>>(),
         "timeout_ms": route.timeout.map(millis),
         "retry": view_retry(&route.retry),
+        "filters": route.filters.as_ref().map(|filters| filters.words()),
     })
 }
 
@@ -163,20 +165,28 @@ fn view_match(matching: &RequestMatch) -> Value {
         PathMatch::Prefix(path) => json!({ "prefix": path }),
         PathMatch::Regex(regex) => json!({ "regex": regex.as_str() }),
     });
-    let headers = matching.headers.iter().map(|header| {
-        let value = match &header.value {
-            ValueMatch::Exact(value) => json!({ "exact": value }),
-            ValueMatch::Prefix(value) => json!({ "prefix": value }),
-            ValueMatch::Regex(regex) => json!({ "regex": regex.as_str() }),
-            ValueMatch::Present(present) => json!({ "present": present }),
-        };
-        json!({ "name": header.name.as_str(), "value": value })
-    });
+    let headers = matching
+        .headers
+        .iter()
+        .map(|header| json!({ "name": header.name.as_str(), "value": view_value(&header.value) }));
+    let query =
+        matching.query.iter().map(|param| json!({ "name": param.name, "value": view_value(&param.value) }));
     json!({
         "path": path,
         "method": matching.method.as_ref().map(|method| method.as_str()),
         "headers": headers.collect::<Vec<_>>(),
+        "query": query.collect::<Vec<_>>(),
+        "hosts": matching.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
+}
+
+fn view_value(value: &ValueMatch) -> Value {
+    match value {
+        ValueMatch::Exact(value) => json!({ "exact": value }),
+        ValueMatch::Prefix(value) => json!({ "prefix": value }),
+        ValueMatch::Regex(regex) => json!({ "regex": regex.as_str() }),
+        ValueMatch::Present(present) => json!({ "present": present }),
+    }
 }
 
 fn view_cluster(service: &Service, cluster: &Cluster) -> Value {

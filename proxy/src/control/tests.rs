@@ -471,6 +471,7 @@ async fn what_is_asked_for_under_a_shared_limit_is_told_and_the_part_that_is_gra
         port: 8080,
         service: "shop/front:80".into(),
         rules: vec![rules("p/own", false), rules("p/shared", true)],
+        ..Default::default()
     };
     let mut operator = Operator::start();
     let proxy = start(&operator).await;

@@ -10,13 +10,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use weft_api::Reason;
 
 use super::body::Source;
 use super::client::{self, Held, Wire};
+use super::filters::After;
 use super::{headers, reply};
 use crate::balance::{Load, Outcome};
 use crate::breaker::Permit;
@@ -40,6 +41,8 @@ pub(crate) struct Exchange {
     held: Option<Held>,
     permit: Option<Permit>,
     retry_permit: Option<Permit>,
+    // What the rule does to whatever is answered.
+    after: Option<Box<After>>,
 }
 
 /// An upstream's response, not passed on yet.
@@ -90,6 +93,7 @@ impl Exchange {
             held: None,
             permit: None,
             retry_permit: None,
+            after: None,
         })
     }
 
@@ -148,20 +152,56 @@ impl Exchange {
     }
 
     /// Ends with a response of the proxy's own.
-    pub(crate) fn refuse(mut self: Box<Self>, error: &Error) -> Response<Served> {
+    pub(crate) fn refuse(self: Box<Self>, error: &Error) -> Response<Served> {
         let close = error.reason() == Reason::BadRequest && self.record.kind != HttpKind::Http2;
         let grpc = self.is_grpc();
-        self.break_off(error);
-        let mut response = if close && !grpc {
+        let response = if close && !grpc {
             reply::last_reply(error.reason(), grpc)
         } else {
             reply::reply(error.reason(), grpc)
         };
+        self.refuse_with(error, response)
+    }
+
+    /// The same, with a response made for it.
+    pub(crate) fn refuse_with(
+        mut self: Box<Self>,
+        error: &Error,
+        mut response: Response<Served>,
+    ) -> Response<Served> {
+        self.break_off(error);
+        if let Some(after) = &self.after {
+            after.refused(response.headers_mut());
+        }
+        self.own(response)
+    }
+
+    /// Ends as a rule wants it, with a response of the proxy's own.
+    pub(crate) fn answer(
+        mut self: Box<Self>,
+        action: &'static str,
+        mut response: Response<Served>,
+    ) -> Response<Served> {
+        self.record.action = action;
+        if let Some(after) = &self.after {
+            after.answered(response.headers_mut());
+        }
+        self.own(response)
+    }
+
+    /// Ends with a response of the proxy's own, made as it shall be but for what every one of them has.
+    fn own(mut self: Box<Self>, mut response: Response<Served>) -> Response<Served> {
         // For `weft explain`.
         response.headers_mut().insert(headers::REQUEST_ID, self.record.request_id.clone());
         self.record.status = response.status().as_u16();
-        self.record.grpc_status = grpc.then(|| reply::grpc_status(error.reason()));
+        self.record.grpc_status = self.is_grpc().then(|| headers::grpc_status(response.headers())).flatten();
+        self.record.response_bytes = response.body().size_hint().exact().unwrap_or_default();
         response
+    }
+
+    /// What the rule does to whatever is answered.
+    pub(crate) fn shape(&mut self, after: After) {
+        self.after = Some(Box::new(after));
     }
 
     /// Notes why it ends before its time.
@@ -179,6 +219,7 @@ impl Exchange {
         let Answer { response, held, first } = answer;
         let (mut head, body) = response.into_parts();
         headers::forward_response(&mut head.headers);
+        self.dress(&mut head.headers);
         if head.version < Version::HTTP_2 {
             // RFC 9112 section 2.3: a proxy states its own version, whatever the upstream's.
             head.version = Version::HTTP_11;
@@ -199,6 +240,13 @@ impl Exchange {
             relay.end();
         }
         Response::from_parts(head, Served::Relay(relay))
+    }
+
+    /// Changes the head of an upstream's response as the rule wants it.
+    pub(crate) fn dress(&self, response: &mut HeaderMap) {
+        if let Some(after) = &self.after {
+            after.answered(response);
+        }
     }
 
     /// The response came whole: the connection can be used again.
@@ -245,6 +293,7 @@ fn blank(direction: Direction, client: SocketAddr) -> RequestRecord {
         route: Arc::default(),
         client,
         upstream: None,
+        action: "",
     }
 }
 

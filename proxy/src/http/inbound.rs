@@ -25,6 +25,7 @@ use crate::limit::key::Asked;
 use crate::limit::{Limits, Verdict};
 use crate::record::{Direction, Party};
 use crate::retry::MAX_BODY;
+use crate::route;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
 use crate::worker::Worker;
 
@@ -149,13 +150,15 @@ impl Inbound {
         request: &Request<Incoming>,
     ) -> Option<Box<Verdict>> {
         let port = self.original.port();
-        let identity = match &self.peer {
-            Peer::Mesh { identity, .. } => Some(identity),
+        let (identity, caller) = match &self.peer {
+            Peer::Mesh { identity, party } => (Some(identity), party.identity.as_deref()),
             Peer::Outside if workload.is_some_and(|own| probe::declared(own, port, request)) => return None,
-            Peer::Outside => None,
+            Peer::Outside => (None, None),
         };
-        let (path, headers, client) = (request.uri().path(), request.headers(), self.client.ip());
-        limits.count(port, request.method(), &Asked { path, headers, identity, client }, Instant::now())
+        let (headers, client) = (request.headers(), self.client.ip());
+        let matched = route::Asked::new(request.method(), request.uri(), headers, caller);
+        let asked = Asked { path: &matched.path, headers, identity, client };
+        limits.count(port, &matched, &asked, Instant::now())
     }
 
     fn begin(&self, request: &mut Request<Incoming>, wire: Wire, snapshot: &Snapshot) -> Box<Exchange> {

@@ -4,6 +4,7 @@
 pub mod body;
 mod client;
 pub mod exchange;
+mod filters;
 pub(crate) mod guard;
 pub mod headers;
 mod hold;

@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,7 +22,7 @@ use super::exchange::{Answer, Exchange, Served};
 use super::guard::Phase;
 use super::pool::Destination;
 use super::server::Handler;
-use super::{headers, hold, pushback, upgrade};
+use super::{filters, headers, hold, pushback, upgrade};
 use crate::balance::{self, Outcome, hash};
 use crate::breaker::Permit;
 use crate::error::{Error, Side};
@@ -124,12 +125,13 @@ impl Outbound {
     async fn forward(
         &self,
         mut exchange: Box<Exchange>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         wire: Wire,
         service: &Arc<Service>,
         pinned: Option<&Arc<Endpoint>>,
     ) -> Response<Served> {
-        let route = route::route(service, request.method(), request.uri().path(), request.headers());
+        let hit = route::route(service, request.method(), request.uri(), request.headers());
+        let route = hit.route;
         let cluster = match pinned {
             Some(_) => &service.default_cluster,
             None => self.worker.with_rng(|rng| route::backend(route, rng)),
@@ -137,9 +139,22 @@ impl Outbound {
         exchange.record.service = Arc::clone(&service.key);
         exchange.record.route = Arc::clone(&route.name);
         exchange.record.destination.namespace = Arc::clone(&service.namespace);
+        if let Some(filters) = &route.filters {
+            match filters::begin(exchange, &mut request, filters, hit.prefix()) {
+                ControlFlow::Continue(same) => exchange = same,
+                ControlFlow::Break(response) => return response,
+            }
+        }
         match route.admit(cluster) {
             Ok(permit) => exchange.admit(permit),
             Err(reason) => return exchange.refuse(&reason.into()),
+        }
+        if let Some(fault) = route.filters.as_ref().and_then(|filters| filters.fault.as_ref()) {
+            let drawn = self.worker.with_rng(|rng| fault.draw(request.headers(), exchange.is_grpc(), rng));
+            match Box::pin(filters::inject(exchange, drawn, route.timeout)).await {
+                ControlFlow::Continue(same) => exchange = same,
+                ControlFlow::Break(response) => return response,
+            }
         }
         service.live.budget.deposit(&route.retry, exchange.started());
 
@@ -261,6 +276,9 @@ impl Outbound {
             headers::ensure_host(&mut head.headers, self.original);
         } else if to_https {
             headers::to_https(&mut head.uri);
+        }
+        if let Some(changes) = route.filters.as_ref().and_then(|filters| filters.request.as_ref()) {
+            changes.apply(&mut head.headers);
         }
         exchange.body = Source::new(body, route.retry.max_body);
         exchange.body.tell(&self.phase);

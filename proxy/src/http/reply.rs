@@ -19,7 +19,7 @@ pub const fn grpc_status(reason: Reason) -> u16 {
         // DEADLINE_EXCEEDED
         Reason::RequestTimeout | Reason::PerTryTimeout => 4,
         // PERMISSION_DENIED
-        Reason::MtlsRequired | Reason::ClientCertificate => 7,
+        Reason::MtlsRequired | Reason::ClientCertificate | Reason::CorsRefused => 7,
         // RESOURCE_EXHAUSTED
         Reason::RateLimited => 8,
         // INTERNAL
@@ -32,22 +32,33 @@ pub const fn grpc_status(reason: Reason) -> u16 {
 /// The response for a reason.
 #[must_use]
 pub fn reply(reason: Reason, grpc: bool) -> Response<Served> {
+    if grpc {
+        return grpc_reply(reason, grpc_status(reason));
+    }
+    http_reply(reason, StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE))
+}
+
+/// The response for a reason, with another status than its own.
+#[must_use]
+pub fn http_reply(reason: Reason, status: StatusCode) -> Response<Served> {
+    let mut response = Response::new(Served::own(Bytes::from(text(reason))));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
+    response
+}
+
+/// The same for a gRPC client, with a gRPC status.
+#[must_use]
+pub fn grpc_reply(reason: Reason, status: u16) -> Response<Served> {
     let word = HeaderValue::from_static(reason.as_str());
-    let mut response = if grpc {
-        let mut response = Response::new(Served::empty());
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(reason)));
-        headers.insert(GRPC_MESSAGE, word.clone());
-        response
-    } else {
-        let mut response = Response::new(Served::own(Bytes::from(text(reason))));
-        *response.status_mut() =
-            StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        response
-    };
-    response.headers_mut().insert(REASON, word);
+    let mut response = Response::new(Served::empty());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(status));
+    headers.insert(GRPC_MESSAGE, word.clone());
+    headers.insert(REASON, word);
     response
 }
 

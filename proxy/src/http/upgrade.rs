@@ -26,6 +26,7 @@ pub(crate) fn switch(
     let (mut head, _) = response.into_parts();
     let protocol = head.headers.get(http::header::UPGRADE).cloned();
     headers::forward_response(&mut head.headers);
+    exchange.dress(&mut head.headers);
     headers::restore_upgrade(&mut head.headers, protocol.unwrap_or(HeaderValue::from_static("websocket")));
     exchange.record.status = head.status.as_u16();
     worker.spawn(async move {

@@ -32,6 +32,7 @@ pub(crate) fn record() -> RequestRecord {
         route: "split/0".into(),
         client: "10.0.0.1:4711".parse().unwrap(),
         upstream: Some("10.0.0.2:8080".parse().unwrap()),
+        action: "",
     }
 }
 

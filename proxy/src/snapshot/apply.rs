@@ -48,6 +48,7 @@ impl Snapshot {
             }
         }
 
+        let identity = next.workload.as_ref().map(|own| Arc::clone(&own.identity));
         let mut carried = Carried::default();
         let mut changed = HashSet::new();
         let own = |snapshot: &Self| snapshot.workload.as_ref().map(|own| Arc::clone(&own.namespace));
@@ -63,7 +64,7 @@ impl Snapshot {
             }
             // Only now: most updates change no service.
             carried.fill(self, next.workload.as_ref());
-            match parse::service(message, fingerprint, &mut carried) {
+            match parse::service(message, fingerprint, identity.as_deref(), &mut carried) {
                 Ok(service) => {
                     changed.insert(Arc::clone(&service.key));
                     egress_changed |= service.external.is_some();

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
 use regex::{Regex, RegexBuilder};
 use weft_api::{Identity, v1};
 
@@ -19,10 +18,12 @@ use crate::egress::Host;
 use crate::originate::Originate;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
-use crate::route::{Backend, HeaderMatch, PathMatch, RequestMatch, Route, ValueMatch};
+use crate::route::{Backend, Route, precedence};
 
 mod balance;
+mod filters;
 mod limits;
+mod matches;
 
 pub(super) use limits::limits;
 
@@ -135,22 +136,38 @@ pub(super) fn address(
     Ok((address, target))
 }
 
-pub(super) fn service(message: &v1::Service, fingerprint: u64, carried: &mut Carried) -> Result<Service> {
+/// `own`: the own workload, as far as it is known.
+pub(super) fn service(
+    message: &v1::Service,
+    fingerprint: u64,
+    own: Option<&Identity>,
+    carried: &mut Carried,
+) -> Result<Service> {
     let key: Arc<str> = required("key", &message.key)?.into();
     let clusters = list("clusters", &message.clusters, |c| cluster(c, carried).map(Arc::new))?;
     let default_cluster =
         find(&clusters, &message.default_cluster).map_err(|e| e.within("default_cluster"))?;
-    let routes = list("routes", &message.routes, |r| route(r, &key, &clusters, carried))?;
+    let routes = list("routes", &message.routes, |r| route(r, &key, &clusters, own, carried))?;
+    let routes: Vec<Route> = routes.into_iter().flatten().collect();
     if !routes.last().is_some_and(|last| last.matches.is_empty()) {
         return Err(Invalid::new("routes", "the last one must match everything"));
     }
     let kept = clusters.iter().any(|cluster| cluster.locality.is_some());
+    let ranked = match v1::Precedence::try_from(message.precedence) {
+        Ok(v1::Precedence::Written) => None,
+        // All but the last, which takes what is left.
+        Ok(v1::Precedence::Specificity) => {
+            Some(precedence::ranked(routes[..routes.len() - 1].iter().map(|route| route.matches.as_slice())))
+        }
+        Err(_) => return Err(unknown("precedence", message.precedence)),
+    };
     Ok(Service {
         namespace: required("namespace", &message.namespace)?.into(),
         name: required("name", &message.name)?.into(),
         port: port_of(message.port).map_err(|e| e.within("port"))?,
         protocol: protocol("protocol", message.protocol)?,
         routes,
+        ranked,
         default_cluster,
         clusters,
         hosts: message.hosts.clone(),
@@ -245,7 +262,7 @@ pub(super) fn unregistered(address: SocketAddr) -> Option<Service> {
         default_cluster: NAME.into(),
         ..Default::default()
     };
-    let service = service(&message, 0, &mut Carried::default()).ok()?;
+    let service = service(&message, 0, None, &mut Carried::default()).ok()?;
     // As for opaque bytes, it has no name in logs and metrics.
     Some(Service { key: Arc::default(), namespace: Arc::default(), name: Arc::default(), ..service })
 }
@@ -366,12 +383,14 @@ fn active(message: &v1::ActiveCheck, checkers: &[String]) -> Result<ActiveCheck>
     })
 }
 
+/// `None`: no request of the own workload can fall under it.
 fn route(
     message: &v1::Route,
     service: &Arc<str>,
     clusters: &[Arc<Cluster>],
+    own: Option<&Identity>,
     carried: &mut Carried,
-) -> Result<Route> {
+) -> Result<Option<Route>> {
     let backends = list("backends", &message.backends, |backend| {
         let cluster = find(clusters, &backend.cluster).map_err(|e| e.within("cluster"))?;
         Ok(Backend { cluster, weight: backend.weight })
@@ -380,9 +399,12 @@ fn route(
     if backends.is_empty() || (backends.len() > 1 && total_weight == 0) {
         return Err(Invalid::new("backends", "at least one must have a weight above 0"));
     }
-    Ok(Route {
+    let filters =
+        message.filters.as_ref().map(filters::filters).transpose().map_err(|e| e.within("filters"))?;
+    let Some(matches) = matches::matches(&message.matches, own)? else { return Ok(None) };
+    Ok(Some(Route {
         name: message.name.as_str().into(),
-        matches: list("matches", &message.matches, request_match)?,
+        matches,
         backends,
         timeout: millis(message.timeout_ms),
         retry: message
@@ -391,11 +413,12 @@ fn route(
             .map_or_else(|| Ok(RetryPolicy::default()), retry)
             .map_err(|e| e.within("retry"))?,
         total_weight,
+        filters: filters.map(Arc::new),
         breaker: message
             .breaker
             .as_ref()
             .map(|limits| carried.route(service, &message.name, breaker(Some(limits)))),
-    })
+    }))
 }
 
 fn adaptive(message: &v1::Adaptive) -> Result<adaptive::Config> {
@@ -409,37 +432,6 @@ fn adaptive(message: &v1::Adaptive) -> Result<adaptive::Config> {
         tolerance: f64::from(message.tolerance_percent.clamp(1, 1000)) / 100.0,
         baseline_every: millis(message.baseline_every_ms).unwrap_or(Duration::from_secs(60)),
     })
-}
-
-fn request_match(message: &v1::Match) -> Result<RequestMatch> {
-    let path = match &message.path {
-        None => None,
-        Some(v1::r#match::Path::PathExact(whole)) => Some(PathMatch::Exact(whole.clone())),
-        Some(v1::r#match::Path::PathPrefix(prefix)) => Some(PathMatch::Prefix(prefix.clone())),
-        Some(v1::r#match::Path::PathRegex(text)) => Some(PathMatch::Regex(regex("path_regex", text)?)),
-    };
-    let method = match message.method.as_str() {
-        "" => None,
-        text => Some(
-            Method::from_bytes(text.as_bytes())
-                .map_err(|_| Invalid::new("method", format!("`{text}` is not an HTTP method")))?,
-        ),
-    };
-    Ok(RequestMatch { path, method, headers: list("headers", &message.headers, header_match)? })
-}
-
-fn header_match(message: &v1::HeaderMatch) -> Result<HeaderMatch> {
-    use v1::header_match::Value;
-    let name = HeaderName::from_bytes(message.name.as_bytes())
-        .map_err(|_| Invalid::new("name", format!("`{}` is not the name of a header", message.name)))?;
-    let value = match &message.value {
-        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
-        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
-        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
-        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
-        None => return Err(Invalid::new("value", "is not given")),
-    };
-    Ok(HeaderMatch { name, value })
 }
 
 /// Bounds of a regular expression: its text, and its compiled form. Matching takes time linear in the text that is

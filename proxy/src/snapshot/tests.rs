@@ -356,7 +356,7 @@ fn a_request_beyond_the_adaptive_limit_or_a_retry_beyond_the_rules_is_refused() 
 
 fn limited(limit: v1::RateLimit) -> v1::Workload {
     let rule = v1::InboundRule { name: "p/0".into(), rate_limit: Some(limit), ..Default::default() };
-    let rules = v1::InboundRules { port: 80, service: KEY.into(), rules: vec![rule] };
+    let rules = v1::InboundRules { port: 80, service: KEY.into(), rules: vec![rule], ..Default::default() };
     v1::Workload { inbound_rules: vec![rules], ..workload() }
 }
 
@@ -403,6 +403,121 @@ fn the_same_limits_again_change_nothing() {
     assert!(Arc::ptr_eq(first.workload.as_ref().unwrap(), again.workload.as_ref().unwrap()));
     let none = applied(&again, &of_workload(workload()));
     assert!(none.workload.unwrap().limits.is_none());
+}
+
+fn filtered(filters: v1::Filters) -> v1::Service {
+    let mut service = service(&["10.0.0.1:8080"]);
+    service.routes[0].filters = Some(filters);
+    service
+}
+
+#[test]
+fn a_rule_that_does_what_it_may_not_is_rejected_by_name() {
+    let line = |name: &str, value: &str| v1::HeaderLine { name: name.into(), value: value.into() };
+    let set = |line| Some(v1::HeaderChanges { set: vec![line], ..Default::default() });
+    let path = |change| {
+        Some(v1::Rewrite { path: Some(v1::PathChange { change: Some(change) }), ..Default::default() })
+    };
+    let regex = |pattern: &str, substitution: &str| {
+        v1::path_change::Change::Regex(v1::PathSubstitution {
+            pattern: pattern.into(),
+            substitution: substitution.into(),
+        })
+    };
+    let redirect = |redirect| v1::Filters { redirect: Some(redirect), ..Default::default() };
+    let cases = [
+        (
+            v1::Filters { request: set(line("host", "a")), ..Default::default() },
+            "request.set[0].name: `host` belongs to the connection",
+        ),
+        (
+            v1::Filters { response: set(line("a", "b\nc")), ..Default::default() },
+            "response.set[0].value: `b\\nc` is not",
+        ),
+        (
+            v1::Filters { rewrite: path(v1::path_change::Change::Full("/a b".into())), ..Default::default() },
+            "rewrite.path.full: `/a b` is not a path",
+        ),
+        (
+            v1::Filters { rewrite: path(regex("/(a)", "/$2")), ..Default::default() },
+            "rewrite.path.substitution: the expression has no group 2",
+        ),
+        (
+            v1::Filters { rewrite: path(regex("(", "/")), ..Default::default() },
+            "rewrite.path.pattern: `(` is not",
+        ),
+        (redirect(v1::Redirect { status: 304, ..Default::default() }), "redirect.status: 304 is not"),
+        (
+            redirect(v1::Redirect { host: "a:1".into(), ..Default::default() }),
+            "redirect.host: `a:1` is not a host",
+        ),
+        (
+            redirect(v1::Redirect {
+                path: Some(v1::PathChange { change: Some(regex("a", "/")) }),
+                ..Default::default()
+            }),
+            "redirect.path: cannot be a regex",
+        ),
+        (
+            v1::Filters {
+                response_instead: Some(v1::DirectResponse { status: 101, ..Default::default() }),
+                ..Default::default()
+            },
+            "response.status: 101 is not",
+        ),
+        (
+            v1::Filters {
+                fault: Some(v1::Fault { abort: Some(v1::Abort::default()), ..Default::default() }),
+                ..Default::default()
+            },
+            "fault.abort.with: is not given",
+        ),
+        (
+            v1::Filters {
+                cors: Some(v1::Cors {
+                    allow_origins: vec!["*".into()],
+                    allow_credentials: true,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+            "cors.allow_credentials: cannot be given to every origin",
+        ),
+    ];
+    for (filters, message) in cases {
+        let (_, rejection) = rejected(&Snapshot::default(), &of_services(vec![filtered(filters)]));
+        let wanted = format!("routes[0].filters.{message}");
+        assert!(rejection.message.starts_with(&wanted), "{} is not {wanted}", rejection.message);
+    }
+}
+
+#[test]
+fn a_rule_for_other_callers_is_left_out() {
+    let from = |identities: &[&str], namespaces: &[&str]| v1::Match {
+        source: Some(v1::SourceMatch {
+            identities: identities.iter().map(|id| (*id).to_owned()).collect(),
+            namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+        }),
+        ..Default::default()
+    };
+    let named = |name: &str, matches| v1::Route { name: name.into(), matches, ..route(&[(KEY, 1)]) };
+    let mut message = service(&["10.0.0.1:8080"]);
+    let other = || from(&["spiffe://cluster.local/ns/shop/sa/other"], &["bank"]);
+    message.routes.splice(
+        0..0,
+        [
+            named("others", vec![other()]),
+            named("either", vec![other(), from(&["spiffe://cluster.local/ns/shop/sa/front"], &[])]),
+            named("namespace", vec![from(&[], &["shop"])]),
+        ],
+    );
+    let update = v1::ToProxy { workload: Some(workload()), ..of_services(vec![message.clone()]) };
+    let snapshot = applied(&Snapshot::default(), &update);
+    let routes: Vec<_> = snapshot.services[KEY].routes.iter().map(|r| (&*r.name, r.matches.len())).collect();
+    assert_eq!(routes, [("either", 1), ("namespace", 1), ("all", 0)]);
+    // A proxy that does not know who it is cannot say; it must not guess.
+    let (_, rejection) = rejected(&Snapshot::default(), &of_services(vec![message]));
+    assert!(rejection.message.contains("matches[0].source: cannot be judged"), "{}", rejection.message);
 }
 
 #[test]
@@ -482,6 +597,7 @@ proptest! {
                     name: text.clone(),
                     value: Some(v1::header_match::Value::Regex(text.clone())),
                 }],
+                ..Default::default()
             }],
             timeout_ms: wide,
             ..route(&[(KEY, number)])

@@ -21,6 +21,7 @@ mod ratelimit;
 mod reasons;
 mod resilience;
 mod retries;
+mod routing;
 mod security;
 mod tcp;
 mod world;

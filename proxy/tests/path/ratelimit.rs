@@ -20,7 +20,7 @@ fn rule(matches: Vec<v1::Match>, rate_limit: Option<v1::RateLimit>) -> v1::Inbou
 }
 
 fn keep(node: &Node, port: u16, rules: Vec<v1::InboundRule>) {
-    let rules = v1::InboundRules { port: port.into(), service: SERVICE.into(), rules };
+    let rules = v1::InboundRules { port: port.into(), service: SERVICE.into(), rules, ..Default::default() };
     node.workload("back", |own| own.inbound_rules = vec![rules]);
 }
 
@@ -147,6 +147,7 @@ async fn a_probe_of_the_kubelet_is_never_limited() {
         port: port.into(),
         service: SERVICE.into(),
         rules: vec![rule(vec![], Some(limit(1, None)))],
+        ..Default::default()
     };
     mesh.back.workload("back", |own| {
         own.inbound_rules = vec![rules];
@@ -198,4 +199,42 @@ async fn a_bucket_fills_again_at_its_rate_and_outlives_an_update() {
     // The bucket is nearly empty, and fills in an hour now.
     let statuses = [client.send(get("/")).await.unwrap().status, client.send(get("/")).await.unwrap().status];
     assert!(statuses.iter().any(|status| *status == 429), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_limit_for_certain_callers_or_by_specificity_is_kept_for_just_those() {
+    let (app, _) = apps::echo().await;
+    let mesh = Mesh::to(app);
+    let from = |account: &str| v1::Match {
+        source: Some(v1::SourceMatch {
+            identities: vec![crate::world::identity(account).to_string()],
+            namespaces: Vec::new(),
+        }),
+        ..Default::default()
+    };
+    let get = || fetch(mesh.front.outbound, get("//wide/./deep"));
+    for (account, second) in [("other", 200), ("front", 429)] {
+        keep(&mesh.back, app.port(), vec![rule(vec![from(account)], Some(limit(1, None)))]);
+        assert_eq!(get().await.status, 200);
+        assert_eq!(get().await.status.as_u16(), second, "{account}");
+    }
+    let under = |prefix: &str| v1::Match {
+        path: Some(v1::r#match::Path::PathPrefix(prefix.into())),
+        ..Default::default()
+    };
+    let rules = vec![
+        rule(vec![under("/wide")], None),
+        v1::InboundRule { name: "shop/deep".into(), ..rule(vec![under("/wide/deep")], Some(limit(1, None))) },
+    ];
+    for (precedence, second) in [(v1::Precedence::Written, 200), (v1::Precedence::Specificity, 429)] {
+        let rules = v1::InboundRules {
+            port: app.port().into(),
+            service: SERVICE.into(),
+            rules: rules.clone(),
+            precedence: precedence.into(),
+        };
+        mesh.back.workload("back", |own| own.inbound_rules = vec![rules]);
+        assert_eq!(get().await.status, 200);
+        assert_eq!(get().await.status.as_u16(), second, "{precedence:?}");
+    }
 }

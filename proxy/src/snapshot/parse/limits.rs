@@ -6,9 +6,11 @@ use std::time::Duration;
 use http::HeaderName;
 use weft_api::{names, v1};
 
-use super::{Invalid, Result, list, port_of, request_match, required};
+use super::matches::request_match;
+use super::{Invalid, Result, list, port_of, required, unknown};
 use crate::limit::key::{Key, Template};
 use crate::limit::{Limit, Limits, PortRules, Rule};
+use crate::route::precedence;
 
 /// `None` when there are none, so that a request is asked nothing. `last`: as they were before.
 pub(in crate::snapshot) fn limits(
@@ -31,9 +33,24 @@ pub(in crate::snapshot) fn limits(
                 },
             })
         })?;
+        let rules = match v1::Precedence::try_from(port.precedence) {
+            Ok(v1::Precedence::Written) => rules,
+            Ok(v1::Precedence::Specificity) => by_specificity(&rules),
+            Err(_) => return Err(unknown("precedence", port.precedence)),
+        };
         Ok(PortRules { port: port_of(port.port).map_err(|e| e.within("port"))?, rules })
     })?;
     Ok(Some(Arc::new(Limits::new(ports, message.to_vec()))))
+}
+
+/// One rule for each match, so that the first that matches is the most specific one. They share the limit.
+fn by_specificity(rules: &[Rule]) -> Vec<Rule> {
+    let ranked = precedence::ranked(rules.iter().map(|rule| rule.matches.as_slice()));
+    let one = |one: precedence::Ranked| Rule {
+        matches: one.matching.into_iter().collect(),
+        limit: rules[one.rule].limit.clone(),
+    };
+    ranked.into_iter().map(one).collect()
 }
 
 fn rate_limit(
