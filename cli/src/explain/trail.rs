@@ -45,6 +45,9 @@ pub struct Hop {
     pub route: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// What the rule did in place of, or before, sending it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub action: String,
 }
 
 impl Hop {
@@ -151,6 +154,7 @@ fn row(hop: &Hop) -> Vec<String> {
         (None, Some(grpc)) => format!("{} grpc {grpc}", hop.code),
         (None, None) => hop.code.to_string(),
     };
+    let answer = if hop.action.is_empty() { answer } else { format!("{answer} ({})", hop.action) };
     let source = hop.source_identity.as_deref().map(short).unwrap_or(hop.source_workload.as_str());
     vec![
         hop.began().format("%H:%M:%S%.3f").to_string(),
@@ -202,6 +206,13 @@ fn judge(hops: &[Hop]) -> (String, Option<String>) {
             let _ = write!(verdict, " ({detail})");
         }
         return (verdict, help);
+    }
+    // What a rule answers goes no further.
+    if matches!(last.action.as_str(), "preflight" | "redirect" | "response") {
+        let (pod, route, code) = (&last.pod, &last.route, last.code);
+        let verdict =
+            format!("the proxy of {pod} answered {code} itself, as route {route} says: {}", last.action);
+        return (verdict, None);
     }
     let who = match last.direction.as_str() {
         "inbound" => format!("the application in {}", last.pod),
@@ -298,6 +309,24 @@ mod tests {
         );
         assert_eq!(trail.verdict, "the application in shop/back answered 500; no proxy refused anything");
         assert!(trail.remedy.is_none());
+    }
+
+    #[test]
+    fn an_answer_that_a_rule_gives_is_no_answer_of_the_application() {
+        let answered = |action: &str| {
+            let more = json!({"code": 302, "route": "moved/0", "action": action});
+            Trail::new("r1", vec![hop("shop/front", "outbound", "2026-01-01T00:00:00Z", 0.1, more)])
+        };
+        let trail = answered("redirect");
+        assert_eq!(
+            trail.verdict,
+            "the proxy of shop/front answered 302 itself, as route moved/0 says: redirect"
+        );
+        assert!(trail.text(1).contains("302 (redirect)"));
+        assert!(
+            answered("delay").verdict.contains("answered 302; no proxy refused"),
+            "a delayed one goes on"
+        );
     }
 
     #[test]
