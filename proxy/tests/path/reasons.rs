@@ -79,8 +79,12 @@ async fn provoke(reason: Reason) -> String {
             let mesh = Mesh::to(app);
             let limit = v1::RateLimit { requests: 1, per_ms: 3_600_000, ..Default::default() };
             let rule = v1::InboundRule { name: "one".into(), rate_limit: Some(limit), ..Default::default() };
-            let rules =
-                v1::InboundRules { port: app.port().into(), service: SERVICE.into(), rules: vec![rule] };
+            let rules = v1::InboundRules {
+                port: app.port().into(),
+                service: SERVICE.into(),
+                rules: vec![rule],
+                ..Default::default()
+            };
             mesh.back.workload("back", |own| own.inbound_rules = vec![rules]);
             assert_eq!(fetch(mesh.front.outbound, get("/")).await.status, 200);
             answered(&mesh.front).await
@@ -92,6 +96,22 @@ async fn provoke(reason: Reason) -> String {
             let address = v1::Address { address: crate::world::VIP.into(), target };
             node.configure(v1::ToProxy { addresses: vec![address], ..Default::default() });
             answered(&node).await
+        }
+        Reason::FaultInjected => {
+            let abort = v1::Abort { with: Some(v1::abort::With::Status(503)), percent: 100 };
+            let fault = v1::Fault { abort: Some(abort), ..Default::default() };
+            answered(&plain(&[], |s| {
+                s.routes[0].filters = Some(v1::Filters { fault: Some(fault), ..Default::default() })
+            }))
+            .await
+        }
+        Reason::CorsRefused => {
+            let cors = v1::Cors { allow_origins: vec!["https://a.example".into()], ..Default::default() };
+            let node = plain(&[], |s| {
+                s.routes[0].filters = Some(v1::Filters { cors: Some(cors), ..Default::default() })
+            });
+            let preflight = b"OPTIONS / HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: https://b.example\r\naccess-control-request-method: PUT\r\n\r\n";
+            header_of(&raw(node.outbound, preflight, false).await)
         }
         #[allow(unreachable_patterns, reason = "for those that are to come")]
         _ => panic!("nothing here provokes `{reason}`: add how it comes about to this test"),
