@@ -79,6 +79,26 @@ fn what_a_schema_can_see_is_refused_with_field_and_remedy() {
                 rules(&json!([{ "retry": { "retryOn": ["Sometimes"] } }])),
                 &["retryOn", "ConnectFailure"],
             ),
+            (
+                "TrafficPolicy",
+                rules(&json!([{ "rewrite": { "path": { "prefix": "/a" } } }])),
+                &["replaces the prefix that matched", "path.full"],
+            ),
+            (
+                "TrafficPolicy",
+                rules(&json!([{ "headers": { "request": { "set": [{ "name": "Host", "value": "a" }] } } }])),
+                &["rewrite.host"],
+            ),
+            (
+                "TrafficPolicy",
+                rules(&json!([{ "redirect": { "host": "a" }, "timeout": "1s" }])),
+                &["sends the request nowhere", "timeout"],
+            ),
+            (
+                "TrafficPolicy",
+                rules(&json!([{ "cors": { "allowOrigins": ["*"], "allowCredentials": true } }])),
+                &["allowCredentials", "name the origins"],
+            ),
             ("TrafficPolicy", rules(&json!([{ "surprise": 1 }])), &["surprise"]),
             (
                 "MeshService",
@@ -151,6 +171,10 @@ fn what_only_the_cluster_knows_is_refused_by_the_webhook() {
 
         let bad_pattern = rules(&json!([{ "match": [{ "path": { "regex": "/(" } }] }]));
         refused_with(ns, &resource("TrafficPolicy", "first", &bad_pattern), &["regex"])?;
+
+        let regex = json!({ "pattern": "/(a)", "substitution": "/$2" });
+        let bad_group = rules(&json!([{ "rewrite": { "path": { "regex": regex } } }]));
+        refused_with(ns, &resource("TrafficPolicy", "first", &bad_group), &["substitution", "group $2"])?;
 
         ns.apply(&resource("PeerAuthentication", "one", &json!({ "mtls": { "mode": "Strict" } })))?;
         refused_with(

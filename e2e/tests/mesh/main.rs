@@ -12,6 +12,7 @@ mod policy;
 mod probes;
 mod protocols;
 mod resilience;
+mod routing;
 mod services;
 mod status;
 mod strictness;
