@@ -77,6 +77,10 @@ pub const ALPN_TCP: &[u8] = b"weft/tcp";
 pub const REASON_HEADER: &str = "weft-reason";
 /// Request header set by the inbound proxy to the caller's verified identity; removed from what clients send.
 pub const IDENTITY_HEADER: &str = "weft-client-identity";
+/// Request header on a copy of a request, whose answer nobody gets ([`MIRRORED`]).
+pub const MIRROR_HEADER: &str = "weft-mirror";
+/// Value of [`MIRROR_HEADER`].
+pub const MIRRORED: &str = "true";
 /// Request id header, made by the first proxy when absent.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 

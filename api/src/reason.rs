@@ -80,6 +80,10 @@ reasons! {
     FaultInjected = "fault-injected", 503, "The rule's `fault` made this failure up: remove it from the TrafficPolicy when the experiment is over.";
     /// A preflight of an origin that the rule does not allow.
     CorsRefused = "cors-refused", 403, "The preflight's Origin is not among cors.allowOrigins of the rule: add it if pages of that origin may call this service.";
+    /// No byte went by, either way, for the route's idle timeout.
+    IdleTimeout = "idle-timeout", 504, "For the rule's idleTimeout neither side sent a byte: look why the application is silent, or raise idleTimeout.";
+    /// The deadline that the client of a gRPC call gave passed.
+    GrpcDeadline = "grpc-deadline", 504, "The deadline that the gRPC client gave (grpc-timeout) passed before the call was complete: the server is too slow for it, or it should give more time.";
 }
 
 impl std::fmt::Display for Reason {

@@ -11,7 +11,7 @@ mod flow;
 
 pub use crate::breaking::RuleCircuitBreaker;
 pub use crate::rate_limit::{RateLimit, RateLimitKey, RateLimitKeyType, RateLimitScope};
-pub use flow::GrpcStatus;
+pub use flow::{Destination, GrpcStatus, Hedge, Mirror};
 
 /// How requests to a Service are matched, split, timed out and retried. One TrafficPolicy at most governs a port of a Service:
 /// put all the rules for it into that one. A second policy for the same port is refused.
@@ -115,14 +115,19 @@ pub enum TargetKind {
         "a rule answers either with redirect or with response: keep one and remove the other"
     ),
     validation = Rule::new(
-        "!(has(self.redirect) || has(self.response)) || !(has(self.rewrite) || has(self.rateLimit) || has(self.circuitBreaker) || has(self.fault) || has(self.timeout) || has(self.retry) || (has(self.split) && size(self.split) > 0) || (has(self.headers) && has(self.headers.request)))"
+        "!(has(self.redirect) || has(self.response)) || !(has(self.rewrite) || has(self.rateLimit) || has(self.circuitBreaker) || has(self.fault) || has(self.timeout) || has(self.idleTimeout) || has(self.retry) || has(self.mirror) || has(self.hedge) || (has(self.split) && size(self.split) > 0) || (has(self.headers) && has(self.headers.request)))"
     ).message(
-        "a rule with redirect or response sends the request nowhere: remove split, timeout, retry, rateLimit, circuitBreaker, rewrite, fault and headers.request from it"
+        "a rule with redirect or response sends the request nowhere: remove split, timeout, idleTimeout, retry, mirror, hedge, rateLimit, circuitBreaker, rewrite, fault and headers.request from it"
     ),
     validation = Rule::new(
         "!((has(self.rewrite) && has(self.rewrite.path) && has(self.rewrite.path.prefix)) || (has(self.redirect) && has(self.redirect.path) && has(self.redirect.path.prefix))) || (has(self.match) && size(self.match) > 0 && self.match.all(m, has(m.path) && has(m.path.prefix)))"
     ).message(
         "path.prefix of rewrite and redirect replaces the prefix that matched: give every entry of the rule's match a path.prefix, or use path.full"
+    )
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.timeout) || !has(self.hedge) || duration(self.hedge.delay) < duration(self.timeout)").message(
+        "hedge.delay must be shorter than the rule's timeout, or no second try could ever be sent: lower hedge.delay or raise timeout"
     )
 )]
 #[x_kube(
@@ -195,6 +200,17 @@ pub struct Rule {
     /// Which pages of other origins may call from a browser. Default: what the application says of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
+    /// How long neither side may send a byte, from the request's head until the response's end; also of WebSockets and event streams.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// Where copies of requests go, of which nobody gets the answers. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
+    /// Another try beside one that takes long, and the first good answer counts. Only GET, HEAD, OPTIONS and TRACE without a body.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// Conditions that must all hold.

@@ -626,6 +626,31 @@ fn retries_name_statuses_of_failures_once_and_grpc_ones_need_leave() {
     refused(POLICY, retry(json!({"maxBodyBytes": 1_048_577})), "maximum");
 }
 
+#[test]
+fn a_mirror_has_a_destination_and_a_share() {
+    let mirror = |mirror: Value| with_rule(json!({"mirror": mirror}));
+    passes(POLICY, mirror(json!({"service": "next"})));
+    passes(POLICY, mirror(json!({"subset": "v2", "percent": 1})));
+    refused(POLICY, mirror(json!({"percent": 50})), "mirror needs a destination");
+    refused(POLICY, mirror(json!({"service": "a.b"})), "mirror.service is not the name of a Service");
+    refused(POLICY, mirror(json!({"subset": "V2"})), "mirror.subset is not the name of a subset");
+    refused(POLICY, mirror(json!({"service": "next", "percent": 0})), "minimum");
+    refused(POLICY, mirror(json!({"service": "next", "percent": 101})), "maximum");
+}
+
+#[test]
+fn a_hedge_has_a_delay_within_the_timeout_and_few_tries() {
+    let hedge = |hedge: Value| with_rule(json!({"timeout": "1s", "hedge": hedge}));
+    passes(POLICY, hedge(json!({"delay": "999ms", "maxAttempts": 5})));
+    passes(POLICY, with_rule(json!({"hedge": {"delay": "1h"}})));
+    refused(POLICY, hedge(json!({"delay": "1s"})), "hedge.delay must be shorter");
+    refused(POLICY, hedge(json!({"maxAttempts": 2})), "required");
+    refused(POLICY, hedge(json!({"delay": "1ms", "maxAttempts": 1})), "minimum");
+    refused(POLICY, hedge(json!({"delay": "1ms", "maxAttempts": 6})), "maximum");
+    passes(POLICY, with_rule(json!({"timeout": "1s", "idleTimeout": "1h"})));
+    refused(POLICY, with_rule(json!({"idleTimeout": "0s"})), "longer than zero");
+}
+
 // --- MeshService
 
 const MESH: &str = "meshservices";

@@ -133,6 +133,16 @@ impl Load {
         }
     }
 
+    /// Nobody waits for it any longer: it would have taken at least this long. That is no failure.
+    pub fn outlasted(&self) {
+        let (now, latency) = (Instant::now(), &self.endpoint.live.latency);
+        let elapsed = now.saturating_duration_since(self.started);
+        match latency.millis(now) {
+            Some(_) => latency.observe_peak(elapsed, now),
+            None => latency.observe(elapsed, now),
+        }
+    }
+
     /// [`Load::report`], and the end of the request.
     pub fn finish(mut self, outcome: Outcome) -> Option<Verdict> {
         self.report(outcome)

@@ -56,7 +56,8 @@ impl Error {
             | Reason::BadRequest
             | Reason::HeadersTooLarge
             | Reason::ClientTimeout
-            | Reason::CorsRefused => Side::Client,
+            | Reason::CorsRefused
+            | Reason::GrpcDeadline => Side::Client,
             Reason::ConnectTimeout
             | Reason::ConnectFailed
             | Reason::PeerIdentityMismatch
@@ -64,7 +65,8 @@ impl Error {
             | Reason::UpstreamReset
             | Reason::UpstreamProtocol
             | Reason::RequestTimeout
-            | Reason::PerTryTimeout => Side::Upstream,
+            | Reason::PerTryTimeout
+            | Reason::IdleTimeout => Side::Upstream,
             Reason::NoHealthyEndpoint
             | Reason::BreakerConnections
             | Reason::BreakerPending

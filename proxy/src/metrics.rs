@@ -54,6 +54,9 @@ pub struct Metrics {
     refusals: Family<[(&'static str, &'static str); 2], Counter>,
     breaker_refusals: ByService,
     retries: ByService,
+    hedges: ByService,
+    hedges_won: Family<ServiceLabels, Counter>,
+    mirrored: ByService,
     ejections: ByService,
     ejected: Family<ServiceLabels, Gauge>,
     checks: ByService,
@@ -82,6 +85,27 @@ pub enum Retried {
     BudgetSpent,
     /// `maxRetries` was reached.
     BreakerOpen,
+}
+
+impl Retried {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::BudgetSpent => "budget-spent",
+            Self::BreakerOpen => "breaker-open",
+        }
+    }
+}
+
+/// What became of a copy of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirrored {
+    /// An answer came, whatever it was, and was thrown away.
+    Answered,
+    /// None came.
+    Failed,
+    /// It was not sent: its body was too long or broke off, or too many copies were under way.
+    Dropped,
 }
 
 impl Default for Metrics {
@@ -134,6 +158,9 @@ impl Metrics {
                 "Requests and connections beyond a limit of the circuit breaker",
             ),
             retries: registered(&mut r, "retries", "Retries wanted, by what became of them"),
+            hedges: registered(&mut r, "hedges", "Tries wanted beside a slow one, by what became of them"),
+            hedges_won: registered(&mut r, "hedges_won", "Tries beside a slow one that answered before it"),
+            mirrored: registered(&mut r, "mirrored", "Copies of requests, by what became of them"),
             ejections: registered(&mut r, "ejections", "Endpoints taken out of balancing, by cause"),
             ejected: registered(&mut r, "endpoint_ejected", "Endpoints out of balancing now"),
             checks: registered(&mut r, "health_checks", "Active checks made by this proxy, by outcome"),
@@ -290,12 +317,27 @@ impl Metrics {
 
     /// A retry was wanted. `service`: its key.
     pub fn retry(&self, service: &str, retried: Retried) {
-        let outcome = match retried {
-            Retried::Sent => "sent",
-            Retried::BudgetSpent => "budget-spent",
-            Retried::BreakerOpen => "breaker-open",
+        self.retries.get_or_create(&(ServiceLabels::of(service), [("outcome", retried.as_str())])).inc();
+    }
+
+    /// Another try was wanted beside a slow one. `service`: its key.
+    pub fn hedge(&self, service: &str, retried: Retried) {
+        self.hedges.get_or_create(&(ServiceLabels::of(service), [("outcome", retried.as_str())])).inc();
+    }
+
+    /// Such a try was the first to answer. `service`: its key.
+    pub fn hedge_won(&self, service: &str) {
+        self.hedges_won.get_or_create(&ServiceLabels::of(service)).inc();
+    }
+
+    /// A copy of a request has ended. `cluster`: where it went.
+    pub fn mirrored(&self, cluster: &str, mirrored: Mirrored) {
+        let outcome = match mirrored {
+            Mirrored::Answered => "answered",
+            Mirrored::Failed => "failed",
+            Mirrored::Dropped => "dropped",
         };
-        self.retries.get_or_create(&(ServiceLabels::of(service), [("outcome", outcome)])).inc();
+        self.mirrored.get_or_create(&(ServiceLabels::of(cluster), [("outcome", outcome)])).inc();
     }
 
     /// What [`crate::balance::Load::report`] says. `service`: its key, or its cluster's name.

@@ -37,11 +37,35 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// When a request is tried again.
     pub retry: RetryPolicy,
+    /// Without a byte either way.
+    pub idle_timeout: Option<Duration>,
+    /// Where copies go.
+    pub mirror: Option<Mirror>,
+    /// Another try beside one that takes long.
+    pub hedge: Option<Hedge>,
     pub(crate) total_weight: u64,
     /// Bounds on the rule's own requests, beside those of the cluster. Carried over updates by name.
     pub breaker: Option<Arc<Breaker>>,
     /// What else it does to a request. `None`: nothing.
     pub filters: Option<Arc<Filters>>,
+}
+
+/// Copies of a route's requests, of which nobody gets the answers.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Where they go.
+    pub cluster: Arc<Cluster>,
+    /// Of the requests, 1 to 100.
+    pub percent: u32,
+}
+
+/// When a further try is sent beside those that are under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// After the last one was sent.
+    pub delay: Duration,
+    /// In all, the first included.
+    pub max_attempts: u32,
 }
 
 /// A share of a route's requests.

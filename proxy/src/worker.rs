@@ -50,6 +50,8 @@ pub struct Worker {
     /// What to do when there is no room.
     pub(crate) shed: Shed,
     cut_off: Cell<bool>,
+    /// Copies of requests that are under way.
+    pub(crate) mirrored: Cell<u32>,
     rng: RefCell<SmallRng>,
     tasks: TaskTracker,
 }
@@ -63,6 +65,7 @@ impl Worker {
             drain,
             shed: Shed::default(),
             cut_off: Cell::new(false),
+            mirrored: Cell::new(0),
             rng: RefCell::new(SmallRng::from_os_rng()),
             tasks: TaskTracker::new(),
         })

@@ -84,12 +84,14 @@ pub fn unresolved<M: Borrow<MeshService>>(policy: &TrafficPolicy, mesh_services:
         }
     }
     for (r, rule) in policy.spec.rules.iter().enumerate() {
-        for (b, backend) in rule.split.iter().enumerate() {
-            let Some(subset) = backend.subset.as_deref() else { continue };
-            let services = backend.service.as_deref().map_or_else(|| targets.clone(), |s| vec![s.into()]);
+        for destination in rule.destinations() {
+            let Some(subset) = destination.subset else { continue };
+            let field = format!("spec.rules[{r}].{}.subset", destination.field);
+            let services =
+                destination.service.map_or_else(|| targets.clone(), |service| vec![service.as_str().into()]);
             problems.extend(services.into_iter().filter_map(|service| {
                 missing_subset(subset, &service, describing(namespace, &service, mesh_services))
-                    .map(|message| Problem { field: format!("spec.rules[{r}].split[{b}].subset"), message })
+                    .map(|message| Problem { field: field.clone(), message })
             }));
         }
     }
@@ -152,9 +154,10 @@ pub fn service_refs<M: Borrow<MeshService>>(policy: &TrafficPolicy, mesh_service
         Some(ServiceRef { field, name, port: target.port })
     });
     let backends = policy.spec.rules.iter().enumerate().flat_map(|(r, rule)| {
-        rule.split.iter().enumerate().filter_map(move |(b, backend)| {
-            let name = backend.service.clone()?;
-            Some(ServiceRef { field: format!("spec.rules[{r}].split[{b}].service"), name, port: None })
+        rule.destinations().filter_map(move |destination| {
+            let name = destination.service.cloned()?;
+            let field = format!("spec.rules[{r}].{}.service", destination.field);
+            Some(ServiceRef { field, name, port: None })
         })
     });
     targets.chain(backends).collect()
@@ -235,6 +238,18 @@ mod tests {
         assert_eq!(unresolved(&good, &meshes), []);
         let bad = policy("a", target, json!([{"service": "third", "subset": "green", "weight": 1}]));
         assert!(unresolved(&bad, &meshes)[0].message.contains("no MeshService describes Service third"));
+    }
+
+    #[test]
+    fn a_mirror_is_looked_for_like_a_split() {
+        let meshes = [mesh("back-mesh", "back", &["v1"])];
+        let mut ours = policy("a", json!([{"kind": "Service", "name": "back"}]), json!([]));
+        ours.spec.rules[0].mirror =
+            serde_json::from_value(json!({"service": "next", "subset": "v2"})).unwrap();
+        assert_eq!(unresolved(&ours, &meshes)[0].field, "spec.rules[0].mirror.subset");
+        assert_eq!(service_refs(&ours, &meshes)[1].field, "spec.rules[0].mirror.service");
+        ours.spec.rules[0].mirror = serde_json::from_value(json!({"subset": "v1"})).unwrap();
+        assert_eq!(unresolved(&ours, &meshes), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod abuse;
 mod admission;
 mod balancing;
 mod faults;
+mod flow;
 mod identity;
 mod injection;
 mod limits;

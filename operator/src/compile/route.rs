@@ -28,6 +28,12 @@ pub fn rule(
     if backends.is_empty() {
         backends.push(v1::Backend { cluster: default_cluster.to_owned(), weight: 1 });
     }
+    let mirror = rule.mirror.as_ref().and_then(|given| {
+        let backend =
+            crd::Backend { service: given.service.clone(), subset: given.subset.clone(), weight: 1 };
+        // What is gone gets no copies.
+        Some(v1::Mirror { cluster: cluster_of(&backend)?, percent: given.percent.unwrap_or(100) })
+    });
     v1::Route {
         name: name(policy, position, rule),
         matches: rule.matches.iter().map(matching).collect(),
@@ -36,6 +42,9 @@ pub fn rule(
         retry: Some(retry(rule.retry.as_ref())),
         filters: filters::of(rule),
         breaker: rule.circuit_breaker.as_ref().map(breaker),
+        idle_timeout_ms: rule.idle_timeout.map_or(0, |d| d.as_millis()),
+        mirror,
+        hedge: rule.hedge.as_ref().map(hedge),
     }
 }
 
@@ -60,9 +69,12 @@ pub fn catch_all(default_cluster: &str) -> v1::Route {
         backends: vec![v1::Backend { cluster: default_cluster.to_owned(), weight: 1 }],
         timeout_ms: 0,
         retry: Some(retry(None)),
-        breaker: None,
-        filters: None,
+        ..Default::default()
     }
+}
+
+fn hedge(given: &crd::Hedge) -> v1::Hedge {
+    v1::Hedge { delay_ms: given.delay.as_millis(), max_attempts: given.max_attempts.unwrap_or(2) }
 }
 
 /// Conditions of a rule.

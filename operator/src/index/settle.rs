@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_crds::mesh_service::Target;
-use weft_crds::traffic_policy::{Backend, TargetKind, TargetRef};
+use weft_crds::traffic_policy::{Destination, Rule, TargetKind, TargetRef};
 use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec, validate};
 
 use super::policy::{InForce, Resource, Spec, Tracked};
@@ -213,30 +213,31 @@ fn missing(space: &Space, settled: &Settled, spec: &TrafficPolicySpec, namespace
             sentences.insert(format!("Service {name} has no TCP port {port}, which targetRefs names"));
             continue;
         }
-        for backend in spec.rules.iter().flat_map(|r| &r.split) {
-            if let Some(other) = &backend.service {
+        for destination in spec.rules.iter().flat_map(Rule::destinations) {
+            let part = destination.part;
+            if let Some(other) = destination.service {
                 let Some(other_service) = space.services.get(other) else {
                     sentences.insert(format!(
-                        "split names Service {other}, which does not exist in namespace {namespace}"
+                        "{part} names Service {other}, which does not exist in namespace {namespace}"
                     ));
                     continue;
                 };
                 let ports = service.ports.iter().filter(|p| reference.port.is_none_or(|n| n == p.port));
                 if !ports.into_iter().any(|p| other_service.port(p.port).is_some()) {
                     sentences.insert(format!(
-                        "split names Service {other}, which has no port in common with Service {name}"
+                        "{part} names Service {other}, which has no port in common with Service {name}"
                     ));
                 }
             }
-            let of = backend.service.as_ref().unwrap_or(&name);
-            if let Some(subset) = &backend.subset
+            let of = destination.service.unwrap_or(&name);
+            if let Some(subset) = destination.subset
                 && !settled
                     .described
                     .get(of)
                     .is_some_and(|m| m.spec.subsets.iter().any(|s| &s.name == subset))
             {
                 sentences.insert(format!(
-                    "split names subset {subset}, which no MeshService of Service {of} defines in namespace {namespace}"
+                    "{part} names subset {subset}, which no MeshService of Service {of} defines in namespace {namespace}"
                 ));
             }
         }
@@ -274,8 +275,8 @@ fn remember(space: &Space, before: &Settled, settled: &mut Settled) {
         backends.extend(governing.iter().map(|g| (service.clone(), g.policy.clone())));
     }
     for (target, policy) in backends {
-        for Backend { subset, service, .. } in policy.spec.rules.iter().flat_map(|r| &r.split) {
-            let of = service.as_ref().unwrap_or(&target);
+        for Destination { subset, service, .. } in policy.spec.rules.iter().flat_map(Rule::destinations) {
+            let of = service.unwrap_or(&target);
             if of != &target {
                 settled.splitters.entry(of.clone()).or_default().insert(target.clone());
                 let state = space.services.get(of).or_else(|| before.remembered_services.get(of));

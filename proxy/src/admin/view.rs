@@ -136,6 +136,15 @@ fn view_route(route: &Route) -> Value {
         "timeout_ms": route.timeout.map(millis),
         "retry": view_retry(&route.retry),
         "filters": route.filters.as_ref().map(|filters| filters.words()),
+        "idle_timeout_ms": route.idle_timeout.map(millis),
+        "mirror": route.mirror.as_ref().map(|mirror| json!({
+            "cluster": &*mirror.cluster.name,
+            "percent": mirror.percent,
+        })),
+        "hedge": route.hedge.map(|hedge| json!({
+            "delay_ms": millis(hedge.delay),
+            "max_attempts": hedge.max_attempts,
+        })),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The body of a request on its way to an upstream. What has gone by is kept up to a limit, so that the request can be
 //! sent again from its beginning. It decides nothing about whether to.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +9,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::oneshot;
 
+use super::clock::Activity;
 use super::guard::Phase;
 
 /// Why a body ended before its time.
@@ -35,6 +37,14 @@ struct Shared {
     announced: SizeHint,
     // Bodies up to this size can be sent again.
     limit: usize,
+    // Who wants to know when bytes go by.
+    activity: OnceCell<Activity>,
+}
+
+impl Shared {
+    fn new(state: State, announced: SizeHint, limit: usize) -> Self {
+        Self { state: RefCell::new(state), seen: Cell::new(0), announced, limit, activity: OnceCell::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -47,6 +57,16 @@ struct State {
     turn: u32,
     // Told of the end.
     phase: Option<Phase>,
+    // For a copy of the request.
+    tee: Option<Tee>,
+}
+
+/// What a copy gets, once it is whole.
+#[derive(Debug)]
+struct Tee {
+    kept: Kept,
+    limit: usize,
+    whole: oneshot::Sender<Source>,
 }
 
 #[derive(Debug, Default)]
@@ -65,9 +85,8 @@ impl Source {
         }
         let announced = incoming.size_hint();
         let kept = (announced.lower() <= limit as u64).then(Kept::default);
-        let state =
-            State { incoming: Some(incoming), kept, ended: false, broken: false, turn: 0, phase: None };
-        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen: Cell::new(0), announced, limit })))
+        let state = State::new(Some(incoming), kept);
+        Self(Some(Rc::new(Shared::new(state, announced, limit))))
     }
 
     /// None at all.
@@ -79,10 +98,16 @@ impl Source {
     /// Read already.
     #[must_use]
     pub fn whole(bytes: Bytes) -> Self {
-        let (announced, seen) = (SizeHint::with_exact(bytes.len() as u64), Cell::new(bytes.len() as u64));
-        let kept = Some(Kept { size: bytes.len(), chunks: vec![bytes], trailers: None });
-        let state = State { incoming: None, kept, ended: true, broken: false, turn: 0, phase: None };
-        Self(Some(Rc::new(Shared { state: RefCell::new(state), seen, announced, limit: usize::MAX })))
+        Self::of(Kept { size: bytes.len(), chunks: vec![bytes], trailers: None })
+    }
+
+    fn of(kept: Kept) -> Self {
+        let seen = kept.size as u64;
+        // A body with trailers has no length in HTTP/1.
+        let announced = if kept.trailers.is_some() { SizeHint::new() } else { SizeHint::with_exact(seen) };
+        let shared = Shared::new(State::new(None, Some(kept)), announced, usize::MAX);
+        shared.seen.set(seen);
+        Self(Some(Rc::new(shared)))
     }
 
     /// Has the connection know when the body has come to its end.
@@ -125,6 +150,42 @@ impl Source {
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.seen.get())
+    }
+
+    /// Tells it from now on when bytes of the client go by.
+    pub(crate) fn touch(&self, activity: &Activity) {
+        if let Some(shared) = &self.0 {
+            let _ = shared.activity.set(activity.clone());
+        }
+    }
+
+    /// The same body for a copy of the request, once the client has sent all of it. Nothing comes when it has more than
+    /// `limit` bytes, breaks off, or is not read to its end.
+    pub(crate) fn copy(&self, limit: usize) -> oneshot::Receiver<Self> {
+        let (whole, copy) = oneshot::channel();
+        match &self.0 {
+            None => drop(whole.send(Self(None))),
+            Some(shared) if shared.announced.lower() > limit as u64 => {}
+            Some(shared) => {
+                shared.state.borrow_mut().tee = Some(Tee { kept: Kept::default(), limit, whole });
+            }
+        }
+        copy
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether the client has sent all of it.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| {
+            let state = shared.state.borrow();
+            state.ended || state.incoming.as_ref().is_none_or(Body::is_end_stream)
+        })
     }
 
     /// Whether the client broke off.
@@ -176,10 +237,32 @@ impl Body for Outgoing {
 }
 
 impl State {
+    fn new(incoming: Option<Incoming>, kept: Option<Kept>) -> Self {
+        let ended = incoming.is_none();
+        Self { incoming, kept, ended, broken: false, turn: 0, phase: None, tee: None }
+    }
+
     fn end(&mut self) {
         self.ended = true;
         if let Some(phase) = self.phase.take() {
             phase.whole();
+        }
+        if let Some(tee) = self.tee.take() {
+            // Nobody may want it any more.
+            let _ = tee.whole.send(Source::of(tee.kept));
+        }
+    }
+
+    fn copy(&mut self, frame: &Frame<Bytes>) {
+        let Some(tee) = &mut self.tee else { return };
+        if let Some(data) = frame.data_ref() {
+            tee.kept.size += data.len();
+            tee.kept.chunks.push(data.clone());
+        } else {
+            tee.kept.trailers = frame.trailers_ref().cloned();
+        }
+        if tee.kept.size > tee.limit {
+            self.tee = None;
         }
     }
 }
@@ -207,6 +290,7 @@ impl View {
             Some(Ok(frame)) => frame,
             Some(Err(e)) => {
                 state.broken = true;
+                state.tee = None;
                 return Poll::Ready(Some(Err(BodyError::Client(e))));
             }
             None => {
@@ -214,8 +298,15 @@ impl View {
                 return Poll::Ready(None);
             }
         };
+        let ended = incoming.is_end_stream();
+        if state.tee.is_some() {
+            state.copy(&frame);
+        }
+        if let Some(activity) = self.shared.activity.get() {
+            activity.touch();
+        }
         // Whoever knows the length does not ask for more.
-        if incoming.is_end_stream() {
+        if ended {
             state.end();
         }
         if let Some(data) = frame.data_ref() {

@@ -15,10 +15,11 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weft_api::Reason;
 
 use super::body::{Outgoing, Source};
+use super::grpc_timeout::{self, GRPC_TIMEOUT};
 use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
 use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW};
@@ -52,6 +53,8 @@ pub(crate) struct Template {
     pub(crate) version: Wire,
     /// May it have an effect twice?
     pub(crate) repeatable: bool,
+    /// Of a gRPC call: what is left until then is told to the upstream.
+    pub(crate) grpc_deadline: Option<Instant>,
 }
 
 /// What is spoken to the upstream: what the client speaks.
@@ -210,6 +213,10 @@ impl Template {
         request.method_mut().clone_from(&self.method);
         request.uri_mut().clone_from(&self.uri);
         request.headers_mut().clone_from(&self.headers);
+        if let Some(at) = self.grpc_deadline {
+            let left = at.saturating_duration_since(Instant::now());
+            request.headers_mut().insert(GRPC_TIMEOUT, grpc_timeout::write(left));
+        }
         *request.version_mut() = match self.version {
             Wire::Http2 if self.uri.authority().is_some() => Version::HTTP_2,
             // Without an authority, h2 takes a request only as one of HTTP/1: then its Host header stands.

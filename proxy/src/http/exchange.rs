@@ -6,17 +6,18 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use weft_api::Reason;
 
 use super::body::Source;
 use super::client::{self, Held, Wire};
+use super::clock::Clock;
 use super::filters::After;
 use super::{headers, reply};
 use crate::balance::{Load, Outcome};
@@ -143,6 +144,13 @@ impl Exchange {
         }
     }
 
+    /// Nobody waits for the endpoint any longer, which is not its failure.
+    pub(crate) fn outlasted(&self) {
+        if let Some(load) = &self.load {
+            load.outlasted();
+        }
+    }
+
     /// The endpoint has answered, at this moment; perhaps that it takes no more for now.
     pub(crate) fn answered(&mut self, refuses: bool, at: Instant) {
         if let Some(load) = &self.load {
@@ -214,7 +222,7 @@ impl Exchange {
     pub(crate) fn respond(
         mut self: Box<Self>,
         answer: Answer,
-        deadline: Option<Instant>,
+        clock: Option<Box<Clock>>,
     ) -> Response<Served> {
         let Answer { response, held, first } = answer;
         let (mut head, body) = response.into_parts();
@@ -230,10 +238,17 @@ impl Exchange {
             self.record.grpc_status = headers::grpc_status(&head.headers);
         }
         self.held = Some(held);
+        let clock = clock.and_then(|clock| {
+            clock.touch();
+            // Such a response has no end of its own (WHATWG HTML, "Server-sent events").
+            if headers::is_event_stream(&head.headers) { clock.of_stream() } else { Some(clock) }
+        });
         let mut relay = Box::new(Relay {
             body,
             first,
-            timer: deadline.map(|at| Box::pin(sleep_until(at))),
+            clock,
+            grpc: self.is_grpc() && head.version == Version::HTTP_2,
+            cut: false,
             exchange: Some(self),
         });
         if relay.is_over() {
@@ -310,7 +325,11 @@ pub struct Relay {
     body: Incoming,
     // Comes before the rest of the body.
     first: Option<Box<Frame<Bytes>>>,
-    timer: Option<Pin<Box<Sleep>>>,
+    clock: Option<Box<Clock>>,
+    // Trailers can say why it ends before its time.
+    grpc: bool,
+    // They have.
+    cut: bool,
     exchange: Option<Box<Exchange>>,
 }
 
@@ -330,7 +349,7 @@ impl Served {
 
 impl Relay {
     fn is_over(&self) -> bool {
-        self.first.is_none() && self.body.is_end_stream()
+        self.cut || self.first.is_none() && self.body.is_end_stream()
     }
 
     fn end(&mut self) {
@@ -347,18 +366,49 @@ impl Relay {
         error
     }
 
+    /// Time is up. A gRPC call ends with its status, anything else without its end.
+    fn late(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let error = Error::from(reason);
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.break_off(&error);
+            // Silence is of both sides, and a call's deadline its client's choice.
+            if reason == Reason::RequestTimeout {
+                exchange.report(Outcome::Failure(Failure::Timeout));
+            }
+            if self.grpc {
+                exchange.record.grpc_status = Some(reply::grpc_status(reason));
+            }
+        }
+        self.cut = true;
+        Poll::Ready(Some(if self.grpc { Ok(Frame::trailers(reply::trailers(reason))) } else { Err(error) }))
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(timer) = &mut self.timer
-            && self.exchange.is_some()
-            && timer.as_mut().poll(cx).is_ready()
+        if self.cut {
+            return Poll::Ready(None);
+        }
+        let late = match &mut self.clock {
+            Some(clock) if self.exchange.is_some() => clock.poll(cx),
+            _ => Poll::Pending,
+        };
+        if let Poll::Ready(reason) = late
+            && reason != Reason::IdleTimeout
         {
-            let error = self.broken(Reason::RequestTimeout.into(), Failure::Timeout);
-            return Poll::Ready(Some(Err(error)));
+            return self.late(reason);
         }
         let next = match self.first.take() {
             Some(first) => Some(Ok(*first)),
-            None => ready!(Pin::new(&mut self.body).poll_frame(cx)),
+            None => match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(next) => next,
+                // It was silent for that long, and not just nobody who read it.
+                Poll::Pending => {
+                    return if let Poll::Ready(reason) = late { self.late(reason) } else { Poll::Pending };
+                }
+            },
         };
+        if let Some(clock) = &self.clock {
+            clock.touch();
+        }
         match next {
             Some(Ok(frame)) => {
                 if let Some(exchange) = &mut self.exchange {

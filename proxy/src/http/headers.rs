@@ -264,6 +264,16 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// Whether a response is a stream of events, which goes on for as long as somebody listens.
+#[must_use]
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .and_then(|kind| kind.as_bytes().get(..KIND.len()))
+        .is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+}
+
 /// The `grpc-status` of trailers, or of the head of a trailers-only response.
 #[must_use]
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {

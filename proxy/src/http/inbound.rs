@@ -196,7 +196,7 @@ impl Inbound {
                 headers::remove_reason(response.headers_mut());
                 match upgrade {
                     Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        upgrade::switch(&self.worker, exchange, upgrade.client, response)
+                        upgrade::switch(&self.worker, exchange, upgrade.client, response, None)
                     }
                     None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                         exchange.refuse(&Reason::UpstreamProtocol.into())
@@ -236,6 +236,8 @@ impl Inbound {
             headers: head.headers,
             body,
             version: wire,
+            // The caller's proxy has seen to that.
+            grpc_deadline: None,
         }
     }
 }

@@ -3,12 +3,17 @@
 
 pub mod body;
 mod client;
+mod clock;
 pub mod exchange;
 mod filters;
+pub mod grpc_timeout;
 pub(crate) mod guard;
 pub mod headers;
+mod hedge;
 mod hold;
 pub(crate) mod inbound;
+mod judge;
+mod mirror;
 pub(crate) mod outbound;
 pub(crate) mod patience;
 pub mod pool;

@@ -2,41 +2,42 @@
 //! each decision is a pure function elsewhere.
 
 use std::cell::OnceCell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::header::SET_COOKIE;
-use http::{Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use rand::Rng;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use weft_api::Reason;
 
 use super::body::Source;
 use super::client::{self, Elsewhere, Failure, Template, Wire};
+use super::clock::{Clock, Deadline};
 use super::exchange::{Answer, Exchange, Served};
 use super::guard::Phase;
+use super::hedge::{self, Race};
 use super::pool::Destination;
 use super::server::Handler;
-use super::{filters, headers, hold, pushback, upgrade};
+use super::{filters, grpc_timeout, headers, hold, judge, mirror, pushback, upgrade};
 use crate::balance::{self, Outcome, hash};
 use crate::breaker::Permit;
 use crate::error::{Error, Side};
 use crate::metrics::Retried;
-use crate::outlier;
 use crate::record::{Direction, Party};
-use crate::retry::{self, Attempt, Failed, GRPC_UNAVAILABLE, Pushback, RetryPolicy};
+use crate::retry::{self, Attempt, Failed, Pushback};
 use crate::route::{self, Route};
 use crate::snapshot::{Cluster, Endpoint, HashOn, Service, Snapshot, Target};
 use crate::store::Lease;
 use crate::worker::Worker;
-
-/// Source: gRPC's statuscodes.md.
-const GRPC_RESOURCE_EXHAUSTED: u16 = 8;
 
 /// A connection of the own application to a destination of the mesh.
 pub(crate) struct Outbound {
@@ -162,8 +163,20 @@ impl Outbound {
             Some(on) if pinned.is_none() => self.key(&mut exchange, on, &request),
             _ => None,
         };
-        let (template, upgrade) = self.template(&mut exchange, request, wire, route, cluster.tls.is_some());
-        let deadline = route.timeout.map(|timeout| exchange.started() + timeout);
+        let deadline = deadline(&exchange, route, request.headers());
+        let mut clock = Clock::new(deadline, route.idle_timeout);
+        let deadline = deadline.map(|deadline| deadline.at);
+        let (mut template, upgrade) =
+            self.template(&mut exchange, request, wire, route, cluster.tls.is_some());
+        template.grpc_deadline = deadline.filter(|_| exchange.is_grpc());
+        if let Some(activity) = clock.as_ref().and_then(|clock| clock.activity()) {
+            exchange.body.touch(activity);
+        }
+        if let Some(mirror) = route.mirror.as_ref().filter(|_| upgrade.is_none()) {
+            mirror::begin(&self.worker, mirror, &template, deadline);
+        }
+        let hedge =
+            route.hedge.filter(|_| pinned.is_none() && upgrade.is_none() && hedge::is_safe(&template));
         let mut tried = Vec::new();
         let mut retry_permit = None;
         loop {
@@ -175,44 +188,62 @@ impl Outbound {
                 Ok(load) => load,
                 Err(reason) => return exchange.refuse(&reason.into()),
             };
-            let to = self.towards(&mut exchange, service, cluster, &load.endpoint);
-            exchange.attempt(load, retry_permit.take());
-
-            let number = exchange.record.retries + 1;
-            let elsewhere = |failed| {
-                pinned.is_none() && elsewhere(service, route, cluster, (&tried, to.addr()), number, failed)
+            let mut to = self.towards(&mut exchange, service, cluster, &load.endpoint);
+            let mut began = cluster.adaptive.as_ref().map(|_| Instant::now());
+            let mut sent = if let Some(hedge) = hedge {
+                exchange.record.upstream = Some(to.addr());
+                let (worker, permit) = (&self.worker, retry_permit.take());
+                let race = Race { worker, service, cluster, key, route, template: &template, hedge };
+                match race.run(load, to.clone(), permit, &mut tried, clock.as_deref_mut()).await {
+                    Ok(ended) => {
+                        began = began.map(|_| ended.load.started());
+                        to = self.towards(&mut exchange, service, cluster, &ended.load.endpoint);
+                        exchange.attempt(ended.load, ended.permit);
+                        ended.sent
+                    }
+                    Err(late) => Err(late),
+                }
+            } else {
+                exchange.attempt(load, retry_permit.take());
+                let number = exchange.record.retries + 1;
+                let elsewhere = |failed| {
+                    let places = (tried.as_slice(), to.addr());
+                    pinned.is_none() && elsewhere(service, route, cluster, places, number, failed)
+                };
+                try_once(&self.worker, &to, &template, route, clock.as_deref_mut(), &elsewhere).await
             };
-            let began = cluster.adaptive.as_ref().map(|_| Instant::now());
-            let mut sent = self.try_once(&to, &template, route, deadline, &elsewhere).await;
             let came = Instant::now();
             if let Some(began) = began {
                 observe(&self.worker, cluster, (began, came), &sent);
             }
-            if exchange.is_grpc() && may_fail_late(&sent, &route.retry, &template) {
+            if exchange.is_grpc() && judge::may_fail_late(&sent, &route.retry, &template) {
                 sent = match sent {
                     Ok(answer) => Box::pin(hold::until_begun(answer, deadline)).await,
                     failed => failed,
                 };
             }
             let (failed, stands) = match sent {
-                Ok(answer) => match judge(&answer, exchange.record.mtls, &route.retry) {
+                Ok(answer) => match judge::judge(&answer, exchange.record.mtls, &route.retry) {
                     None => {
-                        exchange.answered(refuses(&answer), came);
-                        return self.respond(exchange, answer, upgrade, deadline);
+                        exchange.answered(judge::refuses(&answer), came);
+                        return self.respond(exchange, answer, upgrade, clock);
                     }
                     Some((failed, Some(failure))) => {
                         exchange.report(Outcome::Failure(failure));
                         (Some(failed), Stands::Answer(answer))
                     }
                     Some((failed, None)) => {
-                        exchange.answered(refuses(&answer), came);
+                        exchange.answered(judge::refuses(&answer), came);
                         (Some(failed), Stands::Answer(answer))
                     }
                 },
                 Err(Failure { failed, error }) => {
                     self.worker.make_room_after(&error);
-                    exchange.report(outcome_of(failed, &error, &template));
-                    let ours = error.side() != Side::Upstream || error.reason() == Reason::RequestTimeout;
+                    if error.reason() == Reason::GrpcDeadline {
+                        exchange.outlasted();
+                    }
+                    exchange.report(judge::outcome_of(failed, &error, &template));
+                    let ours = error.side() != Side::Upstream || judge::is_final(error.reason());
                     ((!ours).then_some(failed), Stands::Error(error))
                 }
             };
@@ -227,7 +258,7 @@ impl Outbound {
             let again = failed.and_then(|failed| self.again(service, route, cluster, &attempt(failed)));
             let Some((wait, permit)) = again else {
                 return match stands {
-                    Stands::Answer(answer) => self.respond(exchange, answer, upgrade, deadline),
+                    Stands::Answer(answer) => self.respond(exchange, answer, upgrade, clock),
                     Stands::Error(error) => exchange.refuse(&error),
                 };
             };
@@ -289,6 +320,7 @@ impl Outbound {
             headers: head.headers,
             body: exchange.body.clone(),
             version: wire,
+            grpc_deadline: None,
         };
         (template, upgrade)
     }
@@ -301,35 +333,14 @@ impl Outbound {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
     ) -> Destination {
-        let own = self.worker.proxy.is_own(endpoint.addr);
-        exchange.record.mtls = endpoint.identity.is_some() && !own;
+        let to = Destination::of(&self.worker.proxy, cluster, endpoint);
+        exchange.record.mtls = to.identity().is_some();
         exchange.record.destination = Party {
             namespace: Arc::clone(&service.namespace),
             workload: Arc::clone(&endpoint.workload),
             identity: endpoint.identity.clone(),
         };
-        Destination::Endpoint { cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), own }
-    }
-
-    async fn try_once(
-        &self,
-        to: &Destination,
-        template: &Template,
-        route: &Route,
-        deadline: Option<Instant>,
-        elsewhere: Elsewhere<'_>,
-    ) -> Result<Answer, Failure> {
-        let sending = client::send(&self.worker, to, template, elsewhere);
-        let try_ends = route.retry.per_try_timeout.map(|limit| Instant::now() + limit);
-        let (at, failed, reason) = match (deadline, try_ends) {
-            (None, None) => return sending.await.map(|(response, held)| Answer::new(response, held)),
-            (Some(whole), Some(one)) if one < whole => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
-            (None, Some(one)) => (one, Failed::PerTryTimeout, Reason::PerTryTimeout),
-            (Some(whole), _) => (whole, Failed::PerTryTimeout, Reason::RequestTimeout),
-        };
-        let ended = timeout_at(at, sending).await;
-        let ended = ended.unwrap_or_else(|_| Err(Failure { failed, error: reason.into() }));
-        ended.map(|(response, held)| Answer::new(response, held))
+        to
     }
 
     /// Whether there is another try, after what wait: the policy first, then the budget, then the breaker.
@@ -359,14 +370,14 @@ impl Outbound {
         mut exchange: Box<Exchange>,
         mut answer: Answer,
         upgrade: Option<OnUpgrade>,
-        deadline: Option<Instant>,
+        clock: Option<Box<Clock>>,
     ) -> Response<Served> {
         if let Some(cookie) = exchange.cookie.take() {
             answer.response.headers_mut().append(SET_COOKIE, cookie);
         }
         if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match upgrade {
-                Some(client) => upgrade::switch(&self.worker, exchange, client, answer.response),
+                Some(client) => upgrade::switch(&self.worker, exchange, client, answer.response, clock),
                 None => exchange.refuse(&Reason::UpstreamProtocol.into()),
             };
         }
@@ -374,7 +385,7 @@ impl Outbound {
             // Only another proxy may say this.
             headers::remove_reason(answer.response.headers_mut());
         }
-        exchange.respond(answer, deadline)
+        exchange.respond(answer, clock)
     }
 }
 
@@ -394,51 +405,43 @@ fn elsewhere(
         && service.live.budget.would_allow(&route.retry, now)
 }
 
-/// Whether the answer to a gRPC call may still turn out to be a failure that is worth another try.
-fn may_fail_late(sent: &Result<Answer, Failure>, policy: &RetryPolicy, template: &Template) -> bool {
-    let begun = |answer: &Answer| {
-        let response = &answer.response;
-        response.status() == StatusCode::OK && !response.body().is_end_stream()
-    };
-    policy.asks_for_grpc_status() && template.body.replayable() && sent.as_ref().is_ok_and(begun)
+/// By when a request must have ended: what the rule gives, or the client of a gRPC call, whichever is earlier.
+fn deadline(exchange: &Exchange, route: &Route, headers: &HeaderMap) -> Option<Deadline> {
+    let of = |left, reason| Deadline { at: exchange.started() + left, reason };
+    let rule = route.timeout.map(|timeout| of(timeout, Reason::RequestTimeout));
+    if !exchange.is_grpc() {
+        return rule;
+    }
+    Deadline::first(rule, grpc_timeout::read(headers).map(|left| of(left, Reason::GrpcDeadline)))
 }
 
-/// Whether a try has failed although there is a response, and whether that is held against its endpoint.
-fn judge(answer: &Answer, mtls: bool, policy: &RetryPolicy) -> Option<(Failed, Option<outlier::Failure>)> {
-    let response = &answer.response;
-    // What the proxy there says of its application.
-    match headers::reason_of(response.headers()).filter(|_| mtls) {
-        // It could not be reached: nothing has happened.
-        Some(Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Draining) => {
-            return Some((Failed::Connect, Some(outlier::Failure::Connect)));
+/// Sends the request once, for as long as a try and the whole may take.
+pub(super) async fn try_once(
+    worker: &Rc<Worker>,
+    to: &Destination,
+    template: &Template,
+    route: &Route,
+    mut clock: Option<&mut Clock>,
+    elsewhere: Elsewhere<'_>,
+) -> Result<Answer, Failure> {
+    if let Some(clock) = &clock {
+        clock.touch();
+    }
+    let mut sending = pin!(client::send(worker, to, template, elsewhere));
+    let mut try_ends = route.retry.per_try_timeout.map(|limit| Box::pin(sleep(limit)));
+    poll_fn(|cx| {
+        if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+            return Poll::Ready(sent.map(|(response, held)| Answer::new(response, held)));
         }
-        // It broke off without an answer, as if it had done so to us.
-        Some(Reason::UpstreamReset) => return Some((Failed::Reset, Some(outlier::Failure::Reset))),
-        _ => {}
-    }
-    let status = response.status().as_u16();
-    if status >= 500 {
-        let gateway = matches!(status, 502..=504);
-        let failure = if gateway { outlier::Failure::Gateway } else { outlier::Failure::Status };
-        return Some((Failed::Status(status), Some(failure)));
-    }
-    if policy.statuses.contains(status) {
-        return Some((Failed::Status(status), None));
-    }
-    // In the head of a trailers-only response, or in trailers before any message.
-    let trailers = answer.first.as_ref().and_then(|first| first.trailers_ref());
-    match headers::grpc_status(trailers.unwrap_or(response.headers()))? {
-        GRPC_UNAVAILABLE => Some((Failed::Grpc(GRPC_UNAVAILABLE), Some(outlier::Failure::Gateway))),
-        status => policy.wants_grpc(status).then_some((Failed::Grpc(status), None)),
-    }
-}
-
-/// Whether an answer that is no failure says that its endpoint takes no more for now.
-fn refuses(answer: &Answer) -> bool {
-    let trailers = answer.first.as_ref().and_then(|first| first.trailers_ref());
-    let headers = trailers.unwrap_or(answer.response.headers());
-    answer.response.status() == StatusCode::TOO_MANY_REQUESTS
-        || headers::grpc_status(headers) == Some(GRPC_RESOURCE_EXHAUSTED)
+        let mut late = clock.as_mut().map_or(Poll::Pending, |clock| clock.poll(cx));
+        if late.is_pending()
+            && let Some(try_ends) = &mut try_ends
+        {
+            late = try_ends.as_mut().poll(cx).map(|()| Reason::PerTryTimeout);
+        }
+        late.map(|reason| Err(Failure { failed: Failed::PerTryTimeout, error: reason.into() }))
+    })
+    .await
 }
 
 /// Tells the cluster's adaptive limit how long a try took, where that says something of its load: a refusal or a failure is
@@ -451,22 +454,10 @@ fn observe(
 ) {
     let Some(adaptive) = &cluster.adaptive else { return };
     let telling = match sent {
-        Ok(answer) => !answer.response.status().is_server_error() && !refuses(answer),
+        Ok(answer) => !answer.response.status().is_server_error() && !judge::refuses(answer),
         Err(failed) => matches!(failed.error.reason(), Reason::PerTryTimeout | Reason::RequestTimeout),
     };
     if telling {
         worker.with_rng(|rng| adaptive.sample(began, came, cluster.breaker.requests(), rng));
-    }
-}
-
-/// What a try without a response says of its endpoint.
-fn outcome_of(failed: Failed, error: &Error, template: &Template) -> Outcome {
-    match failed {
-        // A limit of ours was reached, or the client broke off.
-        _ if error.side() != Side::Upstream || template.body.broken() => Outcome::Neutral,
-        Failed::Connect => Outcome::Failure(outlier::Failure::Connect),
-        Failed::Untouched => Outcome::Neutral,
-        Failed::PerTryTimeout => Outcome::Failure(outlier::Failure::Timeout),
-        Failed::Reset | Failed::Status(_) | Failed::Grpc(_) => Outcome::Failure(outlier::Failure::Reset),
     }
 }

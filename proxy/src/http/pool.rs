@@ -22,6 +22,7 @@ use super::body::Outgoing;
 use crate::error::Error;
 use crate::lost::Socket;
 use crate::originate::Originate;
+use crate::proxy::Proxy;
 use crate::snapshot::{Cluster, ClusterLive, Endpoint, EndpointLive};
 
 /// Connections kept per host, beyond which one that becomes idle is closed.
@@ -49,6 +50,12 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// An endpoint as this proxy reaches it.
+    pub(crate) fn of(proxy: &Proxy, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Self {
+        let own = proxy.is_own(endpoint.addr);
+        Self::Endpoint { cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), own }
+    }
+
     pub(crate) fn addr(&self) -> SocketAddr {
         match self {
             Self::Endpoint { endpoint, .. } => endpoint.addr,

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use weft_api::{Reason, names};
 
 use super::exchange::Served;
@@ -17,7 +17,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub const fn grpc_status(reason: Reason) -> u16 {
     match reason {
         // DEADLINE_EXCEEDED
-        Reason::RequestTimeout | Reason::PerTryTimeout => 4,
+        Reason::RequestTimeout | Reason::PerTryTimeout | Reason::IdleTimeout | Reason::GrpcDeadline => 4,
         // PERMISSION_DENIED
         Reason::MtlsRequired | Reason::ClientCertificate | Reason::CorsRefused => 7,
         // RESOURCE_EXHAUSTED
@@ -60,6 +60,14 @@ pub fn grpc_reply(reason: Reason, status: u16) -> Response<Served> {
     headers.insert(GRPC_MESSAGE, word.clone());
     headers.insert(REASON, word);
     response
+}
+
+/// The end of a gRPC response that has begun already.
+#[must_use]
+pub fn trailers(reason: Reason) -> HeaderMap {
+    let word = HeaderValue::from_static(reason.as_str());
+    let status = HeaderValue::from(grpc_status(reason));
+    HeaderMap::from_iter([(GRPC_STATUS, status), (GRPC_MESSAGE, word.clone()), (REASON, word)])
 }
 
 /// The same, and the client shall not use the connection again (HTTP/1 only).

@@ -1,7 +1,10 @@
 //! A connection that changes its protocol (101 Switching Protocols): WebSocket and the like. From then on its bytes are
 //! opaque and copied both ways. It changes nothing itself.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::{HeaderValue, Response};
 use hyper::body::Incoming;
@@ -9,10 +12,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use weft_api::Reason;
 
+use super::clock::Clock;
 use super::exchange::{Exchange, Served};
 use super::headers;
 use crate::error::Error;
-use crate::forward::{self, Broken, Counts};
+use crate::forward::{self, Broken, Copied, Counts};
 use crate::worker::Worker;
 
 /// Passes the upstream's 101 on, and copies once both sides have changed over. Draining waits for it.
@@ -21,6 +25,7 @@ pub(crate) fn switch(
     mut exchange: Box<Exchange>,
     client: OnUpgrade,
     mut response: Response<Incoming>,
+    clock: Option<Box<Clock>>,
 ) -> Response<Served> {
     let upstream = hyper::upgrade::on(&mut response);
     let (mut head, _) = response.into_parts();
@@ -35,12 +40,43 @@ pub(crate) fn switch(
             Err(e) => return exchange.break_off(&Error::new(Reason::UpstreamReset, e)),
         };
         let counts = Counts::default();
-        let copied = forward::copy(&mut TokioIo::new(client), &mut TokioIo::new(upstream), &counts).await;
-        exchange.record.request_bytes = copied.sent;
-        exchange.record.response_bytes = copied.received;
-        if let Some(Broken::Upstream(e)) = copied.broken {
-            exchange.break_off(&Error::new(Reason::UpstreamReset, e));
+        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+        let copying = forward::copy(&mut client, &mut upstream, &counts);
+        // The protocol has no end of its own: from here on only silence ends it.
+        let copied = match clock.and_then(Clock::of_stream) {
+            None => Ok(copying.await),
+            Some(clock) => unless_silent(clock, &counts, copying).await,
+        };
+        exchange.record.request_bytes = counts.sent();
+        exchange.record.response_bytes = counts.received();
+        match copied {
+            Ok(Copied { broken: Some(Broken::Upstream(e)), .. }) => {
+                exchange.break_off(&Error::new(Reason::UpstreamReset, e));
+            }
+            Ok(_) => {}
+            Err(reason) => exchange.break_off(&reason.into()),
         }
     });
     Response::from_parts(head, Served::empty())
+}
+
+async fn unless_silent(
+    mut clock: Box<Clock>,
+    counts: &Counts,
+    copying: impl Future<Output = Copied>,
+) -> Result<Copied, Reason> {
+    let mut copying = pin!(copying);
+    let mut before = 0;
+    clock.touch();
+    poll_fn(|cx| {
+        if let Poll::Ready(copied) = copying.as_mut().poll(cx) {
+            return Poll::Ready(Ok(copied));
+        }
+        let bytes = counts.sent() + counts.received();
+        if bytes != std::mem::replace(&mut before, bytes) {
+            clock.touch();
+        }
+        clock.poll(cx).map(Err)
+    })
+    .await
 }

@@ -18,7 +18,7 @@ use crate::egress::Host;
 use crate::originate::Originate;
 use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
-use crate::route::{Backend, Route, precedence};
+use crate::route::{Backend, Hedge, Mirror, Route, precedence};
 
 mod balance;
 mod filters;
@@ -412,6 +412,14 @@ fn route(
             .as_ref()
             .map_or_else(|| Ok(RetryPolicy::default()), retry)
             .map_err(|e| e.within("retry"))?,
+        idle_timeout: millis(message.idle_timeout_ms),
+        mirror: message
+            .mirror
+            .as_ref()
+            .map(|m| mirror(m, clusters))
+            .transpose()
+            .map_err(|e| e.within("mirror"))?,
+        hedge: message.hedge.as_ref().map(hedge).transpose().map_err(|e| e.within("hedge"))?,
         total_weight,
         filters: filters.map(Arc::new),
         breaker: message
@@ -432,6 +440,25 @@ fn adaptive(message: &v1::Adaptive) -> Result<adaptive::Config> {
         tolerance: f64::from(message.tolerance_percent.clamp(1, 1000)) / 100.0,
         baseline_every: millis(message.baseline_every_ms).unwrap_or(Duration::from_secs(60)),
     })
+}
+
+fn mirror(message: &v1::Mirror, clusters: &[Arc<Cluster>]) -> Result<Mirror> {
+    let cluster = find(clusters, &message.cluster).map_err(|e| e.within("cluster"))?;
+    match message.percent {
+        percent @ 1..=100 => Ok(Mirror { cluster, percent }),
+        percent => Err(Invalid::new("percent", format!("{percent} is not between 1 and 100"))),
+    }
+}
+
+/// Nobody sends more than this beside each other, whatever the operator says.
+const MAX_HEDGED: u32 = 5;
+
+fn hedge(message: &v1::Hedge) -> Result<Hedge> {
+    let delay = millis(message.delay_ms).ok_or_else(|| Invalid::new("delay_ms", "must be above 0"))?;
+    if message.max_attempts < 2 {
+        return Err(Invalid::new("max_attempts", "must be at least 2, the first try included"));
+    }
+    Ok(Hedge { delay, max_attempts: message.max_attempts.min(MAX_HEDGED) })
 }
 
 /// Bounds of a regular expression: its text, and its compiled form. Matching takes time linear in the text that is

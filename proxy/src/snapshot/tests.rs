@@ -253,6 +253,22 @@ fn what_cannot_be_understood_is_rejected_by_name_and_the_last_good_one_stays() {
             |s| s.routes[0].retry = Some(v1::Retry { grpc_statuses: vec![0], ..Default::default() }),
             "routes[0].retry.grpc_statuses: must be statuses of gRPC from 1 to 16",
         ),
+        (
+            |s| s.routes[0].mirror = Some(v1::Mirror { cluster: "shop/gone:80".into(), percent: 1 }),
+            "routes[0].mirror.cluster: `shop/gone:80` is not one of the clusters",
+        ),
+        (
+            |s| s.routes[0].mirror = Some(v1::Mirror { cluster: KEY.into(), percent: 101 }),
+            "routes[0].mirror.percent: 101 is not between 1 and 100",
+        ),
+        (
+            |s| s.routes[0].hedge = Some(v1::Hedge { delay_ms: 0, max_attempts: 2 }),
+            "routes[0].hedge.delay_ms: must be above 0",
+        ),
+        (
+            |s| s.routes[0].hedge = Some(v1::Hedge { delay_ms: 1, max_attempts: 1 }),
+            "routes[0].hedge.max_attempts: must be at least 2, the first try included",
+        ),
     ];
     for (spoil, message) in cases {
         let mut bad = service(&["10.0.0.1:8080", "10.0.0.2:8080"]);

@@ -191,3 +191,22 @@ pub async fn tls_echo(
     .await;
     (addr, seen)
 }
+
+/// A stream that several threads may hold, for [`Body`].
+pub fn shared<S: futures::Stream + Send + 'static>(stream: S) -> Shared<S::Item> {
+    Shared(std::sync::Mutex::new(Box::pin(stream)))
+}
+
+/// See [`shared`].
+pub struct Shared<T>(std::sync::Mutex<std::pin::Pin<Box<dyn futures::Stream<Item = T> + Send>>>);
+
+impl<T> futures::Stream for Shared<T> {
+    type Item = T;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<T>> {
+        self.get_mut().0.get_mut().unwrap().as_mut().poll_next(cx)
+    }
+}

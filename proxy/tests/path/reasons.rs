@@ -113,6 +113,16 @@ async fn provoke(reason: Reason) -> String {
             let preflight = b"OPTIONS / HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: https://b.example\r\naccess-control-request-method: PUT\r\n\r\n";
             header_of(&raw(node.outbound, preflight, false).await)
         }
+        Reason::IdleTimeout => {
+            answered(&plain(&[silent().await], |s| s.routes[0].idle_timeout_ms = 50)).await
+        }
+        Reason::GrpcDeadline => {
+            let node = plain(&[silent().await], |_| {});
+            let mut call = get("/shop.Back/Buy");
+            call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            call.headers_mut().insert("grpc-timeout", "50m".parse().unwrap());
+            fetch(node.outbound, call).await.reason().to_owned()
+        }
         #[allow(unreachable_patterns, reason = "for those that are to come")]
         _ => panic!("nothing here provokes `{reason}`: add how it comes about to this test"),
     }

@@ -81,6 +81,46 @@ fn a_split_to_another_service_brings_its_clusters_with_its_own_settings() {
 }
 
 #[test]
+fn a_rule_says_how_long_how_often_and_where_copies_go() {
+    let mut objects = shop();
+    objects.extend([
+        subsets(&["v1", "v2"]),
+        service("shop/next", "10.96.0.7", &[("http", 80, 9090)]),
+        slice("shop/next", &[("http", 9090)], &[("10.0.0.7", "next-1", true)]),
+        pod_of("shop/next-1", json!({"app": "next"}), "10.0.0.7", true, json!({})),
+        policy("shop/flow", 1, 0, json!({
+            "targetRefs": [{ "kind": "Service", "name": "back" }],
+            "rules": [
+                { "idleTimeout": "30s", "mirror": { "service": "next" }, "hedge": { "delay": "50ms" },
+                  "retry": { "statusCodes": [429], "grpcStatuses": ["ResourceExhausted", "Unavailable"], "nonIdempotent": true, "maxBodyBytes": 0 } },
+                { "mirror": { "subset": "v2", "percent": 5 }, "hedge": { "delay": "1s", "maxAttempts": 3 } },
+                { "mirror": { "service": "gone" } },
+            ],
+        })),
+    ]);
+    let mut index = index_of(objects);
+    let compiled = compiled(&index, "shop/back:80");
+    let [first, second, third, rest] = compiled.routes.as_slice() else { panic!("{:?}", compiled.routes) };
+    assert_eq!(first.idle_timeout_ms, 30_000);
+    let mirror = first.mirror.as_ref().unwrap();
+    assert_eq!((mirror.cluster.as_str(), mirror.percent), ("shop/next:80", 100));
+    assert_eq!(addresses(cluster(&compiled, "shop/next:80")), ["10.0.0.7:9090"]);
+    let hedge = first.hedge.as_ref().unwrap();
+    assert_eq!((hedge.delay_ms, hedge.max_attempts), (50, 2));
+    let retry = first.retry.as_ref().unwrap();
+    assert_eq!((retry.status_codes.as_slice(), retry.grpc_statuses.as_slice()), (&[429][..], &[8, 14][..]));
+    assert_eq!(retry.max_body_bytes, Some(0));
+    let mirror = second.mirror.as_ref().unwrap();
+    assert_eq!((mirror.cluster.as_str(), mirror.percent), ("shop/back:80/v2", 5));
+    assert_eq!(second.hedge.as_ref().unwrap().max_attempts, 3);
+    assert_eq!(third.mirror, None, "what is not there gets no copies");
+    assert_eq!((rest.idle_timeout_ms, rest.mirror.as_ref(), rest.hedge.as_ref()), (0, None, None));
+    // Whoever copies to it hears of its endpoints.
+    let dirty = slice("shop/next", &[("http", 9090)], &[]).apply(&mut index);
+    assert!(dirty.services.contains(&Key::new("shop", "back")));
+}
+
+#[test]
 fn a_policy_may_target_the_service_that_a_mesh_service_describes_or_one_port_of_it() {
     let mut objects = shop();
     objects[0] = service("shop/back", "10.96.0.1", &[("http", 80, 8080), ("admin", 81, 8081)]);
