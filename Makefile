@@ -76,7 +76,7 @@ test-unit: deps ## All tests that need no cluster
 suites: ## Conformance suites, servers and clients that others wrote, through proxies on loopback (no cluster)
 	@bash $(CLUSTER_DIR)/install-deps.sh suites
 	cargo build -q --workspace --examples
-	cd e2e/suites && WEFT_THROUGH=$(CARGO_TARGET_DIR)/debug/examples/through go test -count=1 -timeout 5m ./...
+	cd e2e/suites && WEFT_THROUGH=$(CARGO_TARGET_DIR)/debug/examples/through go test -count=1 -timeout 10m ./...
 
 ambiguity: ## Ask nginx, HAProxy and Envoy too what ambiguous requests are, and write the table in docs/security.md
 	@bash $(CLUSTER_DIR)/install-deps.sh suites

@@ -163,3 +163,23 @@ fn http2_with_prior_knowledge_passes() {
         Ok(())
     });
 }
+
+#[test]
+fn a_client_that_ends_its_side_is_answered_and_what_is_no_http_is_refused() {
+    scenario("raw", Injection::Label, |ns| {
+        // The Service's port is called `http`.
+        App::new("back").deploy(ns)?;
+        let client = Client::deploy_shell(ns, "client")?;
+        // nc ends its side when its input ends, and waits for the answer.
+        let late = client
+            .shell("printf 'GET /delay/2s HTTP/1.1\\r\\nhost: back\\r\\n\\r\\n' | timeout 20 nc $BACK_SERVICE_HOST 80")?;
+        ensure!(late.stdout.starts_with("HTTP/1.1 200"), "{} {}", late.stdout, late.stderr);
+        let spoofing =
+            "printf 'GE(T / HTTP/1.1\\r\\nhost: back\\r\\nweft-client-identity: spiffe://evil\\r\\n\\r\\n'";
+        let refused = client.shell(&format!("{spoofing} | timeout 20 nc $BACK_SERVICE_HOST 80"))?;
+        let stated =
+            refused.stdout.starts_with("HTTP/1.1 400") && refused.stdout.contains("weft-reason: bad-request");
+        ensure!(stated, "{} {}", refused.stdout, refused.stderr);
+        Ok(())
+    });
+}
