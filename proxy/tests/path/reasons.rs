@@ -20,9 +20,21 @@ async fn provoke(reason: Reason) -> String {
         Reason::NoHealthyEndpoint => answered(&plain(&[], |_| {})).await,
         Reason::BreakerConnections => breaker_connections().await,
         Reason::BreakerPending => {
-            beyond(v1::Breaker { max_connections: 1, max_pending_requests: 1, ..Default::default() }).await
+            beyond(breaker(v1::Breaker { max_connections: 1, max_pending_requests: 1, ..Default::default() }))
+                .await
         }
-        Reason::BreakerOpen => beyond(v1::Breaker { max_concurrent_requests: 1, ..Default::default() }).await,
+        Reason::BreakerOpen => {
+            beyond(breaker(v1::Breaker { max_concurrent_requests: 1, ..Default::default() })).await
+        }
+        Reason::AdaptiveLimit => {
+            let one = v1::Adaptive {
+                min_limit: 1,
+                max_limit: 1,
+                tolerance_percent: 100,
+                baseline_every_ms: 60_000,
+            };
+            beyond(|cluster| cluster.adaptive = Some(one)).await
+        }
         Reason::ConnectTimeout => connect_timeout().await,
         Reason::ConnectFailed => answered(&plain(&[apps::nobody().await], |_| {})).await,
         Reason::PeerIdentityMismatch => {
@@ -170,8 +182,12 @@ async fn silent() -> std::net::SocketAddr {
     .await
 }
 
-/// Several requests at once, of which this breaker allows some.
-async fn beyond(breaker: v1::Breaker) -> String {
+fn breaker(breaker: v1::Breaker) -> impl FnOnce(&mut v1::Cluster) {
+    move |cluster| cluster.breaker = Some(breaker)
+}
+
+/// Several requests at once, of which this limit allows some.
+async fn beyond(limit: impl FnOnce(&mut v1::Cluster)) -> String {
     let (app, _) = apps::http(|_| async {
         sleep(Duration::from_millis(500)).await;
         apps::text("ok")
@@ -179,7 +195,7 @@ async fn beyond(breaker: v1::Breaker) -> String {
     .await;
     let node = plain(&[app], |service| {
         service.protocol = v1::Protocol::Http1.into();
-        service.clusters[0].breaker = Some(breaker);
+        limit(&mut service.clusters[0]);
     });
     let got = futures::future::join_all((0..6).map(|_| fetch(node.outbound, get("/")))).await;
     got.iter().map(|got| got.reason()).find(|reason| !reason.is_empty()).unwrap_or_default().to_owned()
