@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::apps;
@@ -33,18 +32,19 @@ async fn the_smallest_file_serves_http_and_opaque_bytes_in_plaintext() {
     let (app, _) = apps::echo().await;
     let (listener, metrics) = (address(), address());
     let config = Config::new(&file(listener, &endpoint(app), &format!("metrics: {metrics}")));
-    let _proxy = Proxy::start(&config.path(), &[]);
+    let proxy = Proxy::start(&config.path(), &[]);
     let got = fetch(listener, get("/a")).await;
     assert!(got.text().starts_with("GET /a\n"), "{got:?}");
     assert_eq!(fetch(metrics, get("/ready")).await.status, 200);
     // A server that speaks first, by the same listener.
     let banner = apps::tcp(|mut stream| async move {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 ready\r\n").await;
-        let _ = stream.read(&mut [0; 16]).await;
     })
     .await;
     config.write(&file(listener, &endpoint(banner), &format!("metrics: {metrics}")));
-    until("the banner", async || raw(listener, b"", true).await == "220 ready\r\n").await;
+    // The first is the file at the start, the second what its names have come to.
+    proxy.find("the change", |line| line["message"] == "configuration applied" && line["version"] == 3);
+    assert_eq!(raw(listener, b"", false).await, "220 ready\r\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
