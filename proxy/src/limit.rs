@@ -99,9 +99,15 @@ impl Limits {
         self.ports.iter().any(|rules| rules.port == port)
     }
 
-    /// Every limit.
+    /// Every limit, once: several rules may share one.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Limit>> {
-        self.ports.iter().flat_map(|port| &port.rules).filter_map(|rule| rule.limit.as_ref())
+        let mut seen = Vec::new();
+        let limits = self.ports.iter().flat_map(|port| &port.rules).filter_map(|rule| rule.limit.as_ref());
+        limits.filter(move |limit| {
+            let new = !seen.contains(&Arc::as_ptr(limit));
+            seen.extend(new.then_some(Arc::as_ptr(limit)));
+            new
+        })
     }
 
     /// Counts a request to a port. `None`: it is under no limit. One that two Services' limits concern has to pass both.

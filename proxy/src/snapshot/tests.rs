@@ -412,6 +412,17 @@ fn a_rate_limit_that_makes_no_sense_is_rejected_with_a_sentence_and_the_last_one
 }
 
 #[test]
+fn a_limit_of_several_matches_is_one_limit_whatever_their_order() {
+    let limit = v1::RateLimit { requests: 1, per_ms: 1000, mesh: true, ..Default::default() };
+    let mut workload = limited(limit);
+    let method = |method: &str| v1::Match { method: method.into(), ..Default::default() };
+    workload.inbound_rules[0].precedence = v1::Precedence::Specificity.into();
+    workload.inbound_rules[0].rules[0].matches = vec![method("GET"), method("POST")];
+    let own = applied(&Snapshot::default(), &of_workload(workload)).workload.unwrap();
+    assert_eq!(own.limits.as_ref().unwrap().all().count(), 1);
+}
+
+#[test]
 fn the_same_limits_again_change_nothing() {
     let limit = v1::RateLimit { requests: 1, per_ms: 1000, ..Default::default() };
     let first = applied(&Snapshot::default(), &of_workload(limited(limit.clone())));
