@@ -4,6 +4,7 @@
 mod abuse;
 mod admission;
 mod balancing;
+mod egress;
 mod faults;
 mod flow;
 mod identity;
