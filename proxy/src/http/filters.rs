@@ -3,7 +3,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
@@ -13,6 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 use weft_api::Reason;
 
+use super::clock::Deadline;
 use super::exchange::{Exchange, Served};
 use super::reply;
 use crate::error::Error;
@@ -136,20 +136,20 @@ fn location(
     redirect.location(uri, authority.as_ref(), prefix)
 }
 
-/// Makes the request wait, then fail, as it was drawn. The client may leave meanwhile, which ends it; the rule's timeout runs.
+/// Makes the request wait, then fail, as it was drawn. The client may leave meanwhile, which ends it; the rule's timeout and
+/// a gRPC call's deadline run.
 pub(super) async fn inject(
     mut exchange: Box<Exchange>,
     drawn: Drawn,
-    timeout: Option<Duration>,
+    deadline: Option<Deadline>,
 ) -> ControlFlow<Response<Served>, Box<Exchange>> {
     if let Some(delay) = drawn.delay {
         exchange.record.action = DELAY;
         let until = Instant::now() + delay;
-        let deadline =
-            timeout.map(|timeout| exchange.started() + timeout).filter(|deadline| *deadline < until);
-        sleep_until(deadline.unwrap_or(until)).await;
-        if deadline.is_some() {
-            return ControlFlow::Break(exchange.refuse(&Reason::RequestTimeout.into()));
+        let earlier = deadline.filter(|deadline| deadline.at < until);
+        sleep_until(earlier.map_or(until, |deadline| deadline.at)).await;
+        if let Some(deadline) = earlier {
+            return ControlFlow::Break(exchange.refuse(&deadline.reason.into()));
         }
     }
     let Some(abort) = drawn.abort else { return ControlFlow::Continue(exchange) };

@@ -150,9 +150,10 @@ impl Outbound {
             Ok(permit) => exchange.admit(permit),
             Err(reason) => return exchange.refuse(&reason.into()),
         }
+        let deadline = deadline(&exchange, route, request.headers());
         if let Some(fault) = route.filters.as_ref().and_then(|filters| filters.fault.as_ref()) {
             let drawn = self.worker.with_rng(|rng| fault.draw(request.headers(), exchange.is_grpc(), rng));
-            match Box::pin(filters::inject(exchange, drawn, route.timeout)).await {
+            match Box::pin(filters::inject(exchange, drawn, deadline)).await {
                 ControlFlow::Continue(same) => exchange = same,
                 ControlFlow::Break(response) => return response,
             }
@@ -163,7 +164,6 @@ impl Outbound {
             Some(on) if pinned.is_none() => self.key(&mut exchange, on, &request),
             _ => None,
         };
-        let deadline = deadline(&exchange, route, request.headers());
         let mut clock = Clock::new(deadline, route.idle_timeout);
         let deadline = deadline.map(|deadline| deadline.at);
         let (mut template, upgrade) =

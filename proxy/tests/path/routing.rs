@@ -277,6 +277,9 @@ async fn a_delay_ends_with_the_rules_timeout_and_with_the_client() {
     assert_eq!((got.status.as_u16(), got.reason()), (504, "request-timeout"));
 
     let (node, seen_too) = self::node(delay(60_000)).await;
+    let call = with(grpc("/rule/Call"), &[("x-chaos", "slow"), ("grpc-timeout", "200m")]);
+    let got = Http2::connect(node.outbound).await.send(call).await.unwrap();
+    assert_eq!(header(&got, "grpc-status"), "4", "a call's own deadline ends it too");
     let mut stream = TcpStream::connect(node.outbound).await.unwrap();
     let request = b"GET /rule HTTP/1.1\r\nhost: a\r\nx-chaos: slow\r\nx-request-id: left\r\n\r\n";
     stream.write_all(request).await.unwrap();
