@@ -183,8 +183,8 @@ pub(crate) fn another(cluster: &Cluster, tried: &[SocketAddr], here: SocketAddr,
     others.any(|other| !tried.contains(&other.addr) && cluster.admission(other, now) == Admission::In)
 }
 
-/// Judges a cluster's endpoints beside each other, if that is to be done now; whom it ejected. One branch for a cluster
-/// without such a rule; otherwise the time of its endpoints, once an interval.
+/// Judges a cluster's endpoints beside each other, if that is to be done now; whom it ejected. For a cluster
+/// with such a rule ([`Cluster::is_judged`]); costs the time of its endpoints, once an interval.
 pub fn judge(cluster: &Cluster, now: Instant) -> Vec<(Arc<Endpoint>, Verdict)> {
     let Some((config, interval)) = cluster.outlier.as_ref().and_then(|o| Some((o, o.interval?))) else {
         return Vec::new();

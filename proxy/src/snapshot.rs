@@ -452,6 +452,11 @@ impl ServiceLive {
 }
 
 impl Cluster {
+    /// Whether its endpoints are judged beside each other.
+    pub(crate) fn is_judged(&self) -> bool {
+        self.outlier.as_ref().is_some_and(|outlier| outlier.interval.is_some())
+    }
+
     /// Whether an endpoint of it takes requests now. One branch each for what a cluster does not use.
     pub(crate) fn admission(&self, endpoint: &Endpoint, now: tokio::time::Instant) -> Admission {
         if self.active.is_some() && endpoint.is_unhealthy() {

@@ -81,8 +81,10 @@ impl Worker {
         if let Some(verdict) = load.report(outcome) {
             self.tell(service, &load.endpoint, verdict);
         }
-        for (endpoint, verdict) in balance::judge(load.cluster(), Instant::now()) {
-            self.tell(service, &endpoint, verdict);
+        if load.cluster().is_judged() {
+            for (endpoint, verdict) in balance::judge(load.cluster(), Instant::now()) {
+                self.tell(service, &endpoint, verdict);
+            }
         }
     }
 

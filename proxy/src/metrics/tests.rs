@@ -154,6 +154,21 @@ fn ejected_endpoints_are_those_of_the_last_report() {
 }
 
 #[test]
+fn active_checks_are_counted_by_outcome_and_unhealthy_endpoints_as_they_are_now() {
+    let metrics = Metrics::new();
+    for outcome in ["passed", "passed", "failed"] {
+        metrics.checked("shop/back:80", outcome);
+    }
+    metrics.unhealthy(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
+    let text = metrics.encode();
+    let of = |outcome| value(&text, "weft_health_checks_total", &[r#"destination_service="back""#, outcome]);
+    assert_eq!((of(r#"outcome="passed""#), of(r#"outcome="failed""#)), (2.0, 1.0));
+    assert_eq!(value(&text, "weft_endpoint_unhealthy", &[r#"destination_namespace="shop""#]), 1.0);
+    metrics.unhealthy(&[]);
+    assert!(!metrics.encode().contains("weft_endpoint_unhealthy{"));
+}
+
+#[test]
 fn adaptive_limits_are_told_by_port_and_subset_as_they_are_now() {
     let metrics = Metrics::new();
     metrics.adaptive([("shop/back:80", 10), ("shop/back:80/v2", 20), ("shop/back:81", 30)].into_iter());
@@ -201,6 +216,8 @@ fn the_documentation_lists_every_metric_and_no_other() {
     metrics.ejection("shop/back:80", Verdict::Ejected(Cause::Connect, Duration::from_secs(1)));
     metrics.ejected(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
     metrics.adaptive([("shop/back:80", 10)].into_iter());
+    metrics.checked("shop/back:80", "passed");
+    metrics.unhealthy(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
     let text = metrics.encode();
     let mut counted: Vec<_> = text
         .lines()

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::Operator;
-use super::stream::{canary, front, shop, until};
+use super::stream::{canary, checked_back, front, next_check, shop, until};
 use crate::ca::Root;
 use crate::index::OutboundPolicy;
 use crate::index::testing::{OWN, Object, pod_of};
@@ -72,4 +72,37 @@ async fn the_leader_adds_up_what_all_ready_replicas_say() {
         .apply(crate::index::Change::<crate::index::Pod>::Delete(crate::index::Key::new(OWN, "op-2")));
     let sum = replicas.applied(&one.shared, &settings).await;
     assert_eq!((sum.proxies, sum.rows[0].total), (1, 1));
+}
+
+#[tokio::test]
+async fn every_replica_learns_what_the_checks_of_the_others_found() {
+    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let same = || Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
+    let objects = || {
+        let mut objects = shop();
+        objects.extend([
+            checked_back(),
+            operator_pod("op-1", "127.0.0.1"),
+            operator_pod("op-2", "127.0.0.2"),
+        ]);
+        objects
+    };
+    let one = Operator::start_at("127.0.0.1:0".parse().unwrap(), same(), objects()).await;
+    let port = one.at.port();
+    let two =
+        Operator::start_at(SocketAddr::new("127.0.0.2".parse().unwrap(), port), same(), objects()).await;
+    // As in `run`, on the first one only: what it tells comes from the second.
+    let keep = tokio::spawn(crate::checks::keep(std::sync::Arc::clone(&one.shared), settings(port)));
+
+    let mut far = front(&two).await;
+    far.next().await.unwrap();
+    far.subscribe(&["10.96.0.1:80"], &[]).await;
+    far.next().await.unwrap();
+    far.find_unhealthy("shop/back:80", "10.0.0.1:8080").await;
+    // A caller that is connected here, and is the same pod: it has the say of one.
+    let mut near = front(&one).await;
+    near.next().await.unwrap();
+    near.subscribe(&["10.96.0.1:80"], &[]).await;
+    while next_check(&mut near).await != (vec!["shop/front-1".to_owned()], true) {}
+    keep.abort();
 }

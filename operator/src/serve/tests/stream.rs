@@ -68,6 +68,11 @@ impl Proxy {
         Ok(message?.expect("the stream ended"))
     }
 
+    pub(super) async fn find_unhealthy(&self, service: &str, endpoint: &str) {
+        let one = CheckedEndpoint { service: service.into(), endpoint: endpoint.into() };
+        self.say(Message::Checked(Checked { unhealthy: vec![one] })).await;
+    }
+
     pub(super) async fn silent(&mut self) -> bool {
         timeout(QUIET, self.hear.message()).await.is_err()
     }
@@ -350,13 +355,13 @@ async fn a_pod_has_only_so_many_streams() {
     front(&operator).await.next().await.unwrap();
 }
 
-fn checked_back() -> Object {
+pub(super) fn checked_back() -> Object {
     let spec = json!({ "target": { "service": "back" }, "health": { "active": { "http": { "path": "/healthz" } } } });
     mesh_service("shop/back", 1, 0, spec)
 }
 
 /// The checkers, and whether the endpoint is unhealthy, in the next message.
-async fn next_check(proxy: &mut Proxy) -> (Vec<String>, bool) {
+pub(super) async fn next_check(proxy: &mut Proxy) -> (Vec<String>, bool) {
     let message = proxy.next().await.unwrap();
     let cluster = &message.services[0].clusters[0];
     (cluster.checkers.clone(), cluster.endpoints[0].check.as_ref().unwrap().unhealthy)
