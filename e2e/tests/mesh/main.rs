@@ -7,6 +7,7 @@ mod balancing;
 mod egress;
 mod faults;
 mod flow;
+mod health;
 mod identity;
 mod injection;
 mod limits;
