@@ -59,7 +59,8 @@ pub(crate) async fn serve(
         Ok(Target::External) => {
             outside = true;
             let snapshot = worker.proxy.store.load();
-            connection.outside(client, &snapshot).await
+            // Boxed: the rarer way, whose state would make the task of every connection larger.
+            Box::pin(connection.outside(client, &snapshot)).await
         }
         Ok(target) => connection.by_service(client, &target).await,
         Err(reason) => connection.explain(client, reason).await,
