@@ -112,7 +112,8 @@ pub fn within_cluster_only(policy: &TrafficPolicy, mesh_service: &str) -> Vec<Pr
         .flat_map(|(r, rule)| {
             let split = (!rule.split.is_empty()).then(|| says(format!("spec.rules[{r}].split")));
             let limit = rule.rate_limit.as_ref().map(|_| says(format!("spec.rules[{r}].rateLimit")));
-            split.into_iter().chain(limit)
+            let mirror = rule.mirror.as_ref().map(|_| says(format!("spec.rules[{r}].mirror")));
+            split.into_iter().chain(limit).chain(mirror)
         })
         .collect()
 }
@@ -250,6 +251,20 @@ mod tests {
         assert_eq!(service_refs(&ours, &meshes)[1].field, "spec.rules[0].mirror.service");
         ours.spec.rules[0].mirror = serde_json::from_value(json!({"subset": "v1"})).unwrap();
         assert_eq!(unresolved(&ours, &meshes), []);
+    }
+
+    #[test]
+    fn an_external_service_takes_no_split_limit_or_mirror() {
+        let mut ours = policy(
+            "a",
+            json!([{"kind": "MeshService", "name": "api"}]),
+            json!([{"subset": "v1", "weight": 1}]),
+        );
+        ours.spec.rules[0].mirror = serde_json::from_value(json!({"service": "next"})).unwrap();
+        ours.spec.rules[0].rate_limit = serde_json::from_value(json!({"requests": 1, "per": "1s"})).unwrap();
+        let fields: Vec<_> =
+            within_cluster_only(&ours, "api").into_iter().map(|problem| problem.field).collect();
+        assert_eq!(fields, ["spec.rules[0].split", "spec.rules[0].rateLimit", "spec.rules[0].mirror"]);
     }
 
     #[test]
