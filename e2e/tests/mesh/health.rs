@@ -4,11 +4,11 @@ use super::resilience::toggle;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_e2e::app::CURL_IMAGE;
 use weft_e2e::{App, Client, Injection, Namespace, eventually, scenario};
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 fn mesh_service(health: &Value) -> Value {
     json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "MeshService", "metadata": { "name": "back" },
@@ -44,7 +44,7 @@ fn one_caller_checks_an_endpoint_and_all_callers_avoid_it() {
         // What real requests meet is not judged here.
         ns.apply_json(&mesh_service(&json!({
             "outlier": { "consecutiveFailures": 0 },
-            "active": { "http": { "path": "/" }, "interval": "500ms", "timeout": "500ms", "unhealthyThreshold": 2, "maxCheckers": 1 },
+            "active": { "http": { "path": "/" }, "interval": "1s", "timeout": "1s", "unhealthyThreshold": 3, "maxCheckers": 1 },
         })))?;
         for client in &clients {
             eventually("all are used", SOON, || {
@@ -59,11 +59,11 @@ fn one_caller_checks_an_endpoint_and_all_callers_avoid_it() {
             Ok(())
         })?;
         std::thread::sleep(Duration::from_secs(2));
-        let before = all()?;
-        std::thread::sleep(Duration::from_secs(6));
-        let made = all()? - before;
-        // Three endpoints, two a second: 36 by one caller each, 72 by both.
-        ensure!((20.0..55.0).contains(&made), "{made} checks in 6 s");
+        let (before, begin) = (all()?, Instant::now());
+        std::thread::sleep(Duration::from_secs(8));
+        let rate = (all()? - before) / begin.elapsed().as_secs_f64();
+        // Three endpoints, once a second: 3 by one caller each, 6 by both. A busy machine is slower.
+        ensure!((0.5..5.0).contains(&rate), "{rate} checks a second");
 
         let sick = ns.cluster.ready_pods(&ns.name, "app=back")?.swap_remove(0);
         toggle(ns, &sick, true)?;
