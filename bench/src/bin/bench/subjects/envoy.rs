@@ -1,0 +1,150 @@
+//! Envoy with one worker. Between two hops it verifies the other side's SPIFFE id, as Istio's do.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use weft_bench::certificates::{Files, identity};
+
+use super::{Hop, Speaks, Wire};
+
+pub(super) fn command(hop: &Hop<'_>, program: &Path, http2_between: bool) -> Result<Command> {
+    let path = hop.write("envoy.json", &format!("{:#}", config(hop, http2_between)))?;
+    let mut command = Command::new(program);
+    command.arg("-c").arg(path).args(["--concurrency", "1", "--disable-hot-restart", "-l", "warn"]);
+    Ok(command)
+}
+
+fn config(hop: &Hop<'_>, http2_between: bool) -> Value {
+    let certificates = hop.certificates;
+    let spoken = match hop.task.speaks {
+        Speaks::Http1 => Spoken::Http1,
+        Speaks::Http2 | Speaks::Grpc => Spoken::Http2,
+        Speaks::Tcp => Spoken::Tcp,
+    };
+    let on = |wire| if wire == Wire::Mtls && http2_between { Spoken::Http2 } else { spoken };
+    let mut listener = json!({
+        "name": "in",
+        "address": address(hop.listen),
+        "filter_chains": [{"filters": [filter(on(hop.accepts))]}],
+    });
+    if hop.accepts == Wire::Mtls {
+        listener["filter_chains"][0]["transport_socket"] = json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "require_client_certificate": true,
+                "common_tls_context": tls(&certificates.back, "front", on(hop.accepts)),
+            }
+        });
+    }
+    let unlimited =
+        json!({"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000});
+    let mut cluster = json!({
+        "name": "next",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "circuit_breakers": {"thresholds": [unlimited]},
+        "load_assignment": {
+            "cluster_name": "next",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(hop.next)}}]}],
+        },
+    });
+    if let Some(version) = on(hop.calls).options() {
+        cluster["typed_extension_protocol_options"] = json!({
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {version: {}},
+            }
+        });
+    }
+    if hop.calls == Wire::Mtls {
+        cluster["transport_socket"] = json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": tls(&certificates.front, "back", on(hop.calls)),
+            }
+        });
+    }
+    json!({"static_resources": {"listeners": [listener], "clusters": [cluster]}})
+}
+
+/// What is on one side of a proxy.
+#[derive(Clone, Copy, PartialEq)]
+enum Spoken {
+    Http1,
+    Http2,
+    Tcp,
+}
+
+impl Spoken {
+    fn options(self) -> Option<&'static str> {
+        match self {
+            Self::Http1 => Some("http_protocol_options"),
+            Self::Http2 => Some("http2_protocol_options"),
+            Self::Tcp => None,
+        }
+    }
+}
+
+fn filter(spoken: Spoken) -> Value {
+    let codec = match spoken {
+        Spoken::Http1 => "HTTP1",
+        Spoken::Http2 => "HTTP2",
+        Spoken::Tcp => {
+            return json!({
+                "name": "tcp",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                    "stat_prefix": "in",
+                    "cluster": "next",
+                }
+            });
+        }
+    };
+    json!({
+        "name": "http",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "in",
+            "codec_type": codec,
+            "route_config": {
+                "virtual_hosts": [{
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "next", "timeout": "0s"}}],
+                }]
+            },
+            "http_filters": [{
+                "name": "router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+            }],
+        }
+    })
+}
+
+fn tls(own: &Files, other: &str, spoken: Spoken) -> Value {
+    let protocols = match spoken {
+        Spoken::Http1 => json!(["http/1.1"]),
+        Spoken::Http2 => json!(["h2"]),
+        Spoken::Tcp => json!([]),
+    };
+    json!({
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [{
+            "certificate_chain": {"filename": own.certificate},
+            "private_key": {"filename": own.key},
+        }],
+        "validation_context": {
+            "trusted_ca": {"filename": own.roots},
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": identity(other)}}],
+        },
+        "alpn_protocols": protocols,
+    })
+}
+
+fn address(address: std::net::SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip(), "port_value": address.port()}})
+}

@@ -1,0 +1,257 @@
+//! What is measured: each subject is told the same about a hop, and turns it into its own configuration and command. No
+//! subject gets a hint that another of its kind could not use as well.
+
+mod envoy;
+mod haproxy;
+mod nginx;
+mod weft;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use weft_bench::certificates::{Authority, Files};
+
+use crate::child::Process;
+use crate::ports::address;
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Subject {
+    /// No proxy: clients connect to the origin.
+    None,
+    /// This repository's.
+    Weft,
+    /// Envoy; between two hops it speaks what the client speaks, which is Istio's default (`h2UpgradePolicy`).
+    Envoy,
+    /// Envoy with HTTP/2 between two hops whatever the client speaks, as with Istio's `h2UpgradePolicy: UPGRADE`.
+    EnvoyH2,
+    /// Debian's nginx.
+    Nginx,
+    /// Debian's haproxy.
+    Haproxy,
+}
+
+impl Subject {
+    /// As in tables and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Weft => "weft",
+            Self::Envoy => "envoy",
+            Self::EnvoyH2 => "envoy-h2",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// What it calls itself, in a line.
+    pub fn version(self, programs: &Programs) -> Result<String> {
+        let (program, flag) = match self {
+            Self::None => return Ok("-".to_owned()),
+            Self::Weft => (&programs.weft, "--version"),
+            Self::Envoy | Self::EnvoyH2 => (&programs.envoy, "--version"),
+            Self::Nginx => (&programs.nginx, "-v"),
+            Self::Haproxy => (&programs.haproxy, "-v"),
+        };
+        let output = Command::new(program)
+            .arg(flag)
+            .output()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let text = [output.stdout, output.stderr].concat();
+        let line =
+            String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty()).map(str::to_owned);
+        Ok(line.unwrap_or_default().trim().to_owned())
+    }
+
+    /// Why it cannot do this; `None` where it can.
+    #[must_use]
+    pub fn cannot(self, task: &Task) -> Option<&'static str> {
+        match self {
+            Self::EnvoyH2 if task.hops < 2 || task.speaks != Speaks::Http1 => {
+                Some("differs from envoy only between two hops of HTTP/1.1")
+            }
+            _ => None,
+        }
+    }
+
+    fn command(self, hop: &Hop<'_>, programs: &Programs) -> Result<Command> {
+        match self {
+            Self::None => anyhow::bail!("no proxy has no process"),
+            Self::Weft => weft::command(hop, &programs.weft),
+            Self::Envoy => envoy::command(hop, &programs.envoy, false),
+            Self::EnvoyH2 => envoy::command(hop, &programs.envoy, true),
+            Self::Nginx => nginx::command(hop, &programs.nginx),
+            Self::Haproxy => haproxy::command(hop, &programs.haproxy),
+        }
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Programs {
+    /// The proxy's program, built for release.
+    #[arg(long = "proxy")]
+    pub weft: PathBuf,
+    /// Envoy's program.
+    #[arg(long, default_value = "envoy")]
+    pub envoy: PathBuf,
+    /// nginx's program.
+    #[arg(long, default_value = "/usr/sbin/nginx")]
+    pub nginx: PathBuf,
+    /// haproxy's program.
+    #[arg(long, default_value = "/usr/sbin/haproxy")]
+    pub haproxy: PathBuf,
+}
+
+/// What proxies are started for.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// 1 or 2; between two there is mTLS.
+    pub hops: usize,
+    /// How clients call the first one.
+    pub enters: Wire,
+    /// What the clients and the origin speak.
+    pub speaks: Speaks,
+}
+
+/// What clients and origins speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// The same, and gRPC on it.
+    Grpc,
+    /// Bytes that are nobody's business.
+    Tcp,
+}
+
+/// What is on a connection besides that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Nothing.
+    Plain,
+    /// TLS 1.3 with certificates on both sides, verified.
+    Mtls,
+}
+
+/// One proxy's place.
+pub struct Hop<'a> {
+    /// Its files go here.
+    pub directory: &'a Path,
+    /// Whose certificates these are.
+    pub certificates: &'a Certificates,
+    /// What for.
+    pub task: Task,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// How it is called.
+    pub accepts: Wire,
+    /// Where it sends to: another proxy or the origin.
+    pub next: SocketAddr,
+    /// How it calls.
+    pub calls: Wire,
+}
+
+impl Hop<'_> {
+    /// Writes one of its files.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// For everybody, of one root.
+pub struct Certificates {
+    /// Of the calling side, by its SPIFFE id.
+    pub front: Files,
+    /// Of the called side, by its SPIFFE id.
+    pub back: Files,
+    /// For peers that verify DNS names only: both sides have this one.
+    pub named: Files,
+    /// The same with its key in one file.
+    pub named_pem: PathBuf,
+}
+
+/// The name in [`Certificates::named`].
+pub const NAME: &str = "bench.local";
+
+impl Certificates {
+    /// Makes them.
+    pub fn new(directory: &Path) -> Result<Self> {
+        let authority = Authority::new()?;
+        let named = authority.issue_dns(NAME, directory)?;
+        let named_pem = directory.join("named.pem");
+        fs::write(&named_pem, fs::read_to_string(&named.certificate)? + &fs::read_to_string(&named.key)?)?;
+        Ok(Self {
+            front: authority.issue("front", directory)?,
+            back: authority.issue("back", directory)?,
+            named,
+            named_pem,
+        })
+    }
+}
+
+/// One subject's proxies for a task, running.
+pub struct Chain {
+    /// Where clients connect to.
+    pub entry: SocketAddr,
+    /// Calling side first. None for no proxy.
+    pub processes: Vec<Process>,
+}
+
+impl Chain {
+    /// Starts them; they are ended when it is dropped.
+    pub async fn start(
+        subject: Subject,
+        programs: &Programs,
+        task: Task,
+        certificates: &Certificates,
+        origin: SocketAddr,
+        work: &Path,
+    ) -> Result<Self> {
+        let mut chain = Self { entry: origin, processes: Vec::new() };
+        if subject == Subject::None {
+            return Ok(chain);
+        }
+        for hop in (0..task.hops).rev() {
+            let directory = work.join(format!("{}-{hop}", subject.name()));
+            let _ = fs::remove_dir_all(&directory);
+            fs::create_dir_all(&directory)?;
+            let hop = Hop {
+                directory: &directory,
+                certificates,
+                task,
+                listen: address()?,
+                accepts: if hop == 0 { task.enters } else { Wire::Mtls },
+                next: chain.entry,
+                calls: if hop + 1 < task.hops { Wire::Mtls } else { Wire::Plain },
+            };
+            let log = directory.join("log");
+            let mut process = Process::start(subject.command(&hop, programs)?, &log)?;
+            process
+                .listens(hop.listen)
+                .await
+                .with_context(|| format!("{}; see {}", subject.name(), log.display()))?;
+            chain.entry = hop.listen;
+            chain.processes.insert(0, process);
+        }
+        Ok(chain)
+    }
+
+    /// See [`Process::cpu_ns`]; of all together.
+    pub fn cpu_ns(&self) -> Result<u64> {
+        self.processes.iter().map(Process::cpu_ns).sum()
+    }
+
+    /// See [`Process::rss_kib`]; of the largest one.
+    pub fn rss_kib(&self) -> Result<u64> {
+        self.processes.iter().try_fold(0, |most, process| Ok(most.max(process.rss_kib()?)))
+    }
+}
