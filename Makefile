@@ -19,7 +19,7 @@ BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subj
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench soak clean
+	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench soak bench-control bench-micro clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,15 @@ bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENA
 soak: build-static ## Ten minutes of churn on two proxies (SECONDS_EACH=n); they must hold afterwards what they held before
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-soak
 	$(STATIC)/weft-soak --proxy $(STATIC)/weft-proxy --seconds $(or $(SECONDS_EACH),600)
+
+bench-control: ## Measure one operator with a large cluster (SERVICES= PODS= PROXIES= CALLS= CHANGES= DOUBLE=false); no cluster
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-operator --bin weft-bench-control
+	$(STATIC)/weft-bench-control --operator $(STATIC)/weft-operator \
+		$(foreach size,SERVICES PODS PROXIES CALLS CHANGES DOUBLE,$(if $($(size)),--$(shell echo $(size) | tr A-Z a-z) $($(size))))
+
+bench-micro: ## Measure single steps of the data path (FILTER=name narrows it)
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --example micro
+	$(STATIC)/examples/micro --bench $(FILTER)
 
 clean: cluster-down ## End the cluster and remove build results
 	cargo clean

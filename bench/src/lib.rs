@@ -2,5 +2,6 @@
 //! them. It measures from outside: no code of the proxy is linked in.
 
 pub mod certificates;
+pub mod control;
 pub mod origin;
 pub mod process;

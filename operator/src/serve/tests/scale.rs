@@ -1,8 +1,7 @@
 //! How the work grows with the cluster: with the number of services that a proxy calls, not with that of the cluster.
-//! The first test counts; the second measures and is run by hand (`cargo test -p weft-operator scale -- --ignored --nocapture`).
+//! It counts; `make bench-control` measures.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use weft_api::v1::Subscribe;
 
@@ -102,37 +101,4 @@ fn a_change_reaches_only_those_who_call_the_service_and_is_compiled_once() {
     let told: Vec<usize> = (0..60).filter(|i| proxies[*i].look(&store) > 0).collect();
     assert_eq!(told, [5, 6, 7]);
     assert_eq!(store.compiled() - compiled, 1);
-}
-
-#[test]
-#[ignore = "measures"]
-fn figures_of_a_large_cluster() {
-    let rss = || {
-        let text = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-    };
-    let before = rss();
-    let begin = Instant::now();
-    let store = store_of(1_000);
-    println!("index of 1000 services, 10000 pods: {:?}, {} MiB", begin.elapsed(), rss() - before);
-    let begin = Instant::now();
-    let mut proxies: Vec<Proxy> = (0..1_000)
-        .map(|i| Proxy::new(&store, Key::new("ns0", format!("p{i}")), (i..i + 10).map(|s| s % 1_000)))
-        .collect();
-    proxies.iter_mut().for_each(|p| {
-        p.look(&store);
-    });
-    println!("1000 proxies calling 10 services each: {:?}, {} MiB", begin.elapsed(), rss() - before);
-    let (mut events, mut messages) = (0, 0);
-    let begin = Instant::now();
-    for service in 0..500 {
-        for ready in [false, true] {
-            turn(&store, service, ready);
-            events += 1;
-            // Only those that were told look; finding them is not theirs to pay for.
-            messages += proxies.iter_mut().map(|p| p.look(&store)).sum::<usize>();
-        }
-    }
-    println!("{events} endpoint changes, {messages} messages: {:?} each", begin.elapsed() / events);
 }
