@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-use tokio::sync::{Notify, watch};
-use weft_api::v1;
-
 use crate::checks::{Checks, Table};
-use crate::compile;
+use crate::compile::{self, Encoded};
 use crate::index::{Change, Dirty, Entry, Index, Key, ServiceId};
 use crate::metrics::Metrics;
+use tokio::sync::{Notify, watch};
 
 /// Services whose compiled form is kept; beyond that all are dropped and made again as needed.
 const MAX_COMPILED: usize = 20_000;
@@ -85,7 +83,7 @@ struct Compiled {
     version: u64,
     /// Of what is known of active checks; `None`: it has none.
     checks: Option<u64>,
-    service: Arc<v1::Service>,
+    service: Arc<Encoded>,
 }
 
 /// The index and those who follow it.
@@ -129,8 +127,11 @@ impl Store {
             return;
         }
         self.forget(&dirty);
+        let leader = dirty.leader;
         self.tell(dirty);
-        self.changed.send_replace(version);
+        if leader {
+            self.changed.send_replace(version);
+        }
     }
 
     /// Takes what active checks found now, and tells those whom it concerns: callers of the Services, and of those that split
@@ -180,7 +181,7 @@ impl Store {
         }
     }
 
-    /// Follows the version of the index; for the leader.
+    /// Follows the version of the index, as far as it concerns the leader: not when only endpoints or pods change.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -236,7 +237,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// A compiled service; shared by all streams that ask for it while nothing changes.
     #[must_use]
-    pub fn service(&self, id: &ServiceId) -> Option<Arc<v1::Service>> {
+    pub fn service(&self, id: &ServiceId) -> Option<Arc<Encoded>> {
         let (topic, version) = match id {
             ServiceId::Service(key, _) => (Topic::Service(key.clone()), self.index.service_version(key)),
             ServiceId::Pod(key, _) => (Topic::Pod(key.clone()), 0),
@@ -253,7 +254,7 @@ impl View<'_> {
         let start = Instant::now();
         let mut service = compile::service(self.index, id)?;
         let checks = self.store.checks.add(&mut service);
-        let service = Arc::new(service);
+        let service = Arc::new(Encoded::from(service));
         self.store.metrics.compile_seconds.observe(start.elapsed().as_secs_f64());
         self.store.metrics.compiled.inc();
         let compiled = Compiled { version, checks, service: Arc::clone(&service) };

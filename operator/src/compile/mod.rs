@@ -6,6 +6,7 @@ mod address;
 mod authentication;
 mod balance;
 mod cluster;
+mod encoded;
 mod endpoints;
 mod external;
 mod filters;
@@ -19,6 +20,7 @@ mod workload;
 
 pub use address::{Target, address, target, wire};
 pub use authentication::{Authentication, authentication};
+pub use encoded::Encoded;
 pub use endpoints::{EndpointState, endpoint_states};
 pub use external::external_for;
 pub use service::service;

@@ -108,11 +108,17 @@ impl Fleet {
     #[must_use]
     pub fn sum(&self) -> AppliedReply {
         let reports = self.lock();
-        let mut applied: BTreeMap<_, AppliedRow> = BTreeMap::new();
+        // By what the reports hold: there are many rows and few resources.
+        let mut applied: HashMap<(&str, &str, &str, i64), AppliedRow> = HashMap::new();
         let mut ejected: BTreeMap<_, EjectedRow> = BTreeMap::new();
         for report in reports.by_session.values() {
             for row in &report.applied {
-                add_applied(&mut applied, row);
+                let Some(source) = &row.source else { continue };
+                let key = (&*source.kind, &*source.namespace, &*source.name, source.generation);
+                let sum = applied
+                    .entry(key)
+                    .or_insert_with(|| AppliedRow { source: Some(source.clone()), ..AppliedRow::default() });
+                add(sum, row);
             }
             for one in &report.ejected {
                 let row = ejected.entry((one.service.as_str(), one.endpoint.as_str())).or_insert_with(|| {
@@ -128,9 +134,24 @@ impl Fleet {
         }
         AppliedReply {
             proxies: u32::try_from(reports.by_session.len()).unwrap_or(u32::MAX),
-            rows: applied.into_values().collect(),
+            rows: in_order(applied),
             ejected: ejected.into_values().collect(),
         }
+    }
+}
+
+/// The rows of equal reports are equal, whatever the order of the reports was.
+fn in_order(applied: HashMap<(&str, &str, &str, i64), AppliedRow>) -> Vec<AppliedRow> {
+    let mut rows: Vec<_> = applied.into_iter().collect();
+    rows.sort_unstable_by_key(|(key, _)| *key);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+fn add(sum: &mut AppliedRow, row: &AppliedRow) {
+    sum.applied = sum.applied.saturating_add(row.applied);
+    sum.total = sum.total.saturating_add(row.total);
+    if !row.rejection.is_empty() {
+        sum.rejection.clone_from(&row.rejection);
     }
 }
 
@@ -142,11 +163,7 @@ fn add_applied(sums: &mut BTreeMap<SourceKey, AppliedRow>, row: &AppliedRow) {
     let sum = sums
         .entry(key)
         .or_insert_with(|| AppliedRow { source: Some(source.clone()), ..AppliedRow::default() });
-    sum.applied = sum.applied.saturating_add(row.applied);
-    sum.total = sum.total.saturating_add(row.total);
-    if !row.rejection.is_empty() {
-        sum.rejection.clone_from(&row.rejection);
-    }
+    add(sum, row);
 }
 
 /// The sums over several replicas.

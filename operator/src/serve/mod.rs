@@ -12,6 +12,7 @@ mod sign;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use weft_api::v1::config_server::ConfigServer;
 use weft_api::v1::identity_server::IdentityServer;
 use weft_api::v1::peers_server::PeersServer;
 
@@ -37,8 +37,6 @@ use review::Reviewer;
 /// A client that does not answer a ping in time is gone.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest message from a proxy: a subscription to [`MAX_ADDRESSES`] fits.
-const MAX_MESSAGE: usize = 2 << 20;
 /// Requests that one connection may have open.
 const MAX_STREAMS: u32 = 32;
 
@@ -76,8 +74,7 @@ pub async fn run(
     let incoming = accept::incoming(listener, Arc::clone(&shared));
     let identity = IdentityServer::new(sign::Signer::new(Arc::clone(&shared), reviewer))
         .max_decoding_message_size(64 << 10);
-    let config =
-        ConfigServer::new(stream::Streams::new(Arc::clone(&shared))).max_decoding_message_size(MAX_MESSAGE);
+    let config = wire::Config::new(stream::Streams::new(Arc::clone(&shared)));
     let peers = PeersServer::new(peers::Replicas::new(Arc::clone(&shared)));
     Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message;
-use weft_api::v1::{self, AppliedRow, Source, ToProxy};
+use weft_api::v1::{self, AppliedRow, Source};
 use weft_crds::mesh_service::Target as Described;
 
-use crate::checks;
-use crate::compile::{self, Target};
+use super::wire::Update as Outgoing;
+use crate::compile::{self, Encoded, Target};
 use crate::index::{Key, ServiceId};
 use crate::store::{Topic, View};
 
@@ -54,7 +54,7 @@ pub struct Session {
     version: u64,
     workload: Option<v1::Workload>,
     addresses: HashMap<String, Held>,
-    services: HashMap<ServiceId, (Arc<v1::Service>, usize)>,
+    services: HashMap<ServiceId, (Arc<Encoded>, usize)>,
     /// External services, which no address leads to: they are there for whoever calls them.
     external: BTreeSet<ServiceId>,
     /// By "workload" or key of the service.
@@ -63,6 +63,16 @@ pub struct Session {
     topics: HashMap<Topic, usize>,
     joined: Vec<Topic>,
     left: Vec<Topic>,
+    news: News,
+}
+
+/// What the fleet has to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// What is in force, or was rejected.
+    pub applied: bool,
+    /// Which services with active checks there are.
+    pub services: bool,
 }
 
 const WORKLOAD: &str = "workload";
@@ -83,6 +93,7 @@ impl Session {
             topics: HashMap::new(),
             joined: Vec::new(),
             left: Vec::new(),
+            news: News::default(),
         };
         session.join(Topic::External(pod.namespace.clone()));
         session.join(Topic::External(String::new()));
@@ -109,11 +120,10 @@ impl Session {
     }
 
     /// A message with the whole trust bundle.
-    pub fn roots(&mut self, roots_der: Vec<bytes::Bytes>) -> ToProxy {
+    pub fn roots(&mut self, roots_der: Vec<bytes::Bytes>) -> Outgoing {
         self.version += 1;
-        let message = ToProxy { version: self.version, roots_der, ..ToProxy::default() };
-        self.note_sent(&message);
-        message
+        self.note_sent(Vec::new());
+        Outgoing { version: self.version, roots_der, ..Outgoing::default() }
     }
 
     /// Whether the pod keeps a rate limit of that id together with others.
@@ -143,7 +153,11 @@ impl Session {
     ///
     /// # Errors
     /// When the stream has to be ended.
-    pub fn subscribe(&mut self, view: &View<'_>, subscribe: &v1::Subscribe) -> Result<Vec<ToProxy>, Refusal> {
+    pub fn subscribe(
+        &mut self,
+        view: &View<'_>,
+        subscribe: &v1::Subscribe,
+    ) -> Result<Vec<Outgoing>, Refusal> {
         let mut update = Update::default();
         for text in &subscribe.drop {
             if let Some(held) = self.addresses.remove(text) {
@@ -171,7 +185,7 @@ impl Session {
     }
 
     /// Looks at topics that may have changed.
-    pub fn refresh(&mut self, view: &View<'_>, topics: &HashSet<Topic>) -> Vec<ToProxy> {
+    pub fn refresh(&mut self, view: &View<'_>, topics: &HashSet<Topic>) -> Vec<Outgoing> {
         let mut update = Update::default();
         if topics.contains(&Topic::Pod(self.pod.clone())) {
             self.refresh_workload(view, &mut update);
@@ -259,14 +273,16 @@ impl Session {
     }
 
     /// Notes that an address leads to the service, and sends it if it is new or other than before.
-    fn hold(&mut self, id: &ServiceId, compiled: Arc<v1::Service>, held: bool, update: &mut Update) {
+    fn hold(&mut self, id: &ServiceId, compiled: Arc<Encoded>, held: bool, update: &mut Update) {
         if let Some((known, count)) = self.services.get_mut(id) {
             *count += usize::from(!held);
             if Arc::ptr_eq(known, &compiled) || **known == *compiled {
                 return;
             }
+            self.news.services |= known.checking != compiled.checking;
             *known = Arc::clone(&compiled);
         } else {
+            self.news.services |= !compiled.checking.is_empty();
             self.services.insert(id.clone(), (Arc::clone(&compiled), 1));
             self.join(topic_of(id));
         }
@@ -280,6 +296,7 @@ impl Session {
         *count -= 1;
         if *count == 0 {
             let key = service.key.clone();
+            self.news = News { applied: true, services: self.news.services || !service.checking.is_empty() };
             update.services.remove(&key);
             self.sent.remove(&key);
             update.removed.insert(key);
@@ -307,55 +324,59 @@ impl Session {
     }
 
     /// Numbers the messages: services first, so that no address comes before what it names.
-    fn finish(&mut self, update: Update) -> Vec<ToProxy> {
-        let mut messages: Vec<ToProxy> = Vec::new();
-        let mut message = ToProxy { workload: update.workload, ..ToProxy::default() };
-        let mut size = 0;
+    fn finish(&mut self, update: Update) -> Vec<Outgoing> {
+        let mut parts: Vec<Part> = Vec::new();
+        let mut part = Part::default();
+        if let Some(workload) = update.workload {
+            part.shaped.push((WORKLOAD.to_owned(), workload.sources.clone()));
+            part.message.workload = Some(workload);
+        }
         for service in update.services.into_values() {
-            let length = service.encoded_len();
-            if size > 0 && size + length > MESSAGE_SIZE {
-                messages.push(std::mem::take(&mut message));
-                size = 0;
-            }
-            size += length;
-            message.services.push(Arc::unwrap_or_clone(service));
+            part.make_room(service.bytes.len(), &mut parts);
+            part.shaped.push((service.key.clone(), service.sources.clone()));
+            part.message.services.push(service.bytes.clone());
         }
         for address in update.addresses {
-            let length = address.encoded_len();
-            if size > 0 && size + length > MESSAGE_SIZE {
-                messages.push(std::mem::take(&mut message));
-                size = 0;
-            }
-            size += length;
-            message.addresses.push(address);
+            part.make_room(address.encoded_len(), &mut parts);
+            part.message.addresses.push(address);
         }
-        message.removed_services = update.removed.into_iter().collect();
-        messages.push(message);
-        messages.retain(|m| *m != ToProxy::default());
-        for message in &mut messages {
-            self.version += 1;
-            message.version = self.version;
-            self.note_sent(message);
-        }
-        messages
+        part.message.removed_services = update.removed.into_iter().collect();
+        parts.push(part);
+        parts.retain(|part| part.message != Outgoing::default());
+        parts
+            .into_iter()
+            .map(|mut part| {
+                self.version += 1;
+                part.message.version = self.version;
+                self.note_sent(part.shaped);
+                part.message
+            })
+            .collect()
     }
 
-    fn note_sent(&mut self, message: &ToProxy) {
-        let workload = message.workload.iter().map(|w| (WORKLOAD.to_owned(), &w.sources));
-        let services = message.services.iter().map(|s| (s.key.clone(), &s.sources));
+    /// Of the message of this version.
+    fn note_sent(&mut self, shaped: Vec<(String, Vec<Source>)>) {
+        let version = self.version;
         let mut resources = Vec::new();
-        for (resource, sources) in workload.chain(services) {
-            let sources = sources.clone();
+        for (resource, sources) in shaped {
             // Other endpoints under the same policies: what was in force still is.
-            let applied = self.sent.get(&resource).is_some_and(|s| s.applied && s.sources == sources);
-            let sent = Sent { version: message.version, sources, applied, rejection: String::new() };
+            let same = self.sent.get(&resource).filter(|sent| sent.sources == sources);
+            self.news.applied |= same.is_none_or(|sent| !sent.rejection.is_empty());
+            let applied = same.is_some_and(|sent| sent.applied);
+            let sent = Sent { version, sources, applied, rejection: String::new() };
             self.sent.insert(resource.clone(), sent);
             resources.push(resource);
         }
         if self.outstanding.len() == MAX_OUTSTANDING {
             self.outstanding.pop_front();
         }
-        self.outstanding.push_back((message.version, resources));
+        self.outstanding.push_back((version, resources));
+    }
+
+    /// What [`Session::report`] and [`Session::checking`] say otherwise than at the last call of this.
+    #[must_use]
+    pub const fn news(&mut self) -> News {
+        std::mem::replace(&mut self.news, News { applied: false, services: false })
     }
 
     /// Takes an acknowledgement of a message, and of all before it: a proxy may apply several as one, and say what it
@@ -373,8 +394,9 @@ impl Session {
                         rejected += 1;
                         sent.rejection = rejection.message.chars().take(MAX_REJECTION).collect();
                         sent.applied = false;
+                        self.news.applied = true;
                     }
-                    None => sent.applied = true,
+                    None => self.news.applied |= !std::mem::replace(&mut sent.applied, true),
                 }
             }
         }
@@ -384,8 +406,7 @@ impl Session {
     /// Services with active checks that it calls.
     #[must_use]
     pub fn checking(&self) -> BTreeSet<String> {
-        let all = self.services.values().flat_map(|(service, _)| checks::checked(service));
-        all.map(str::to_owned).collect()
+        self.services.values().flat_map(|(service, _)| service.checking.iter().cloned()).collect()
     }
 
     /// For every resource of Kubernetes that this proxy needs, whether it has it in force.
@@ -413,10 +434,28 @@ impl Session {
     }
 }
 
+/// A message, and what of it may be rejected by itself, with its sources.
+#[derive(Default)]
+struct Part {
+    message: Outgoing,
+    shaped: Vec<(String, Vec<Source>)>,
+    size: usize,
+}
+
+impl Part {
+    /// Begins another message when this one would become too large.
+    fn make_room(&mut self, length: usize, full: &mut Vec<Self>) {
+        if self.size > 0 && self.size + length > MESSAGE_SIZE {
+            full.push(std::mem::take(self));
+        }
+        self.size += length;
+    }
+}
+
 #[derive(Default)]
 struct Update {
     workload: Option<v1::Workload>,
-    services: BTreeMap<String, Arc<v1::Service>>,
+    services: BTreeMap<String, Arc<Encoded>>,
     addresses: Vec<v1::Address>,
     removed: BTreeSet<String>,
 }

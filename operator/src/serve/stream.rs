@@ -1,23 +1,21 @@
 //! `Config.Stream`: one task for each proxy. Checks who it is, then answers its subscriptions and pushes what changes,
 //! coalesced. What to send is decided in `session`.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use weft_api::v1::config_server::Config;
-use weft_api::v1::{FromProxy, Hello, ToProxy, from_proxy::Message};
+use weft_api::v1::{FromProxy, Hello, from_proxy::Message};
 
 use super::Shared;
 use super::fleet::Member;
 use super::limits::Seat;
 use super::peer::{Peer, peer};
 use super::session::Session;
+use super::wire::Update;
 use crate::index::Key;
 use crate::store::{Mailbox, View};
 
@@ -33,7 +31,7 @@ const SEND: Duration = Duration::from_secs(30);
 /// Messages on their way to one proxy.
 const QUEUE: usize = 4;
 
-type Outgoing = mpsc::Sender<Result<ToProxy, Status>>;
+type Outgoing = mpsc::Sender<Result<Update, Status>>;
 
 /// The service.
 pub struct Streams {
@@ -44,16 +42,12 @@ impl Streams {
     pub const fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
-}
 
-#[tonic::async_trait]
-impl Config for Streams {
-    type StreamStream = Pin<Box<dyn Stream<Item = Result<ToProxy, Status>> + Send>>;
-
-    async fn stream(
+    /// Serves one proxy, in a task of its own.
+    pub fn stream(
         &self,
         request: Request<Streaming<FromProxy>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
+    ) -> Result<Response<ReceiverStream<Result<Update, Status>>>, Status> {
         let caller = peer(&request).inspect_err(|_| {
             self.shared.metrics.streams_refused.inc();
         })?;
@@ -65,7 +59,7 @@ impl Config for Streams {
                 let _ = outgoing.send(Err(status)).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
@@ -186,7 +180,7 @@ impl Subscriber {
                     self.push(outgoing).await?;
                 }
                 rate_shares = self.seat.granted() => {
-                    let message = ToProxy { rate_shares, ..ToProxy::default() };
+                    let message = Update { rate_shares, ..Update::default() };
                     post(message, outgoing).await?;
                 }
                 changed = roots.changed() => {
@@ -220,7 +214,7 @@ impl Subscriber {
                     tracing::warn!(pod = %self.session.pod(), resource = rejection.resource, why, "a proxy rejected configuration");
                 }
                 self.session.acknowledge(&ack);
-                self.member.applied(self.session.report());
+                self.tell_fleet();
                 Ok(())
             }
             Message::Ejections(ejections) => {
@@ -264,12 +258,22 @@ impl Subscriber {
         }
     }
 
-    async fn send(&mut self, messages: Vec<ToProxy>, outgoing: &Outgoing) -> Result<(), Status> {
+    /// What is in force changes far less often than endpoints do.
+    fn tell_fleet(&mut self) {
+        let news = self.session.news();
+        if news.applied {
+            self.member.applied(self.session.report());
+        }
+        if news.services {
+            self.member.checking(self.session.checking());
+        }
+    }
+
+    async fn send(&mut self, messages: Vec<Update>, outgoing: &Outgoing) -> Result<(), Status> {
         if messages.is_empty() {
             return Ok(());
         }
-        self.member.applied(self.session.report());
-        self.member.checking(self.session.checking());
+        self.tell_fleet();
         for message in messages {
             self.shared.metrics.pushes.inc();
             post(message, outgoing).await?;
@@ -278,7 +282,7 @@ impl Subscriber {
     }
 }
 
-async fn post(message: ToProxy, outgoing: &Outgoing) -> Result<(), Status> {
+async fn post(message: Update, outgoing: &Outgoing) -> Result<(), Status> {
     match timeout(SEND, outgoing.send(Ok(message))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Status::cancelled("the proxy has gone")),

@@ -10,6 +10,7 @@ use weft_api::v1::{Ack, Subscribe, ToProxy, address::Target};
 use crate::index::testing::*;
 use crate::index::{Change, Key};
 use crate::metrics::Metrics;
+use crate::serve::wire::Update;
 use crate::serve::{MAX_ADDRESSES, Refusal, Session};
 use crate::store::{Store, Topic};
 
@@ -22,7 +23,12 @@ fn add(texts: impl IntoIterator<Item = String>) -> Subscribe {
 }
 
 fn subscribe(store: &Store, session: &mut Session, subscribe: &Subscribe) -> Result<Vec<ToProxy>, Refusal> {
-    store.view(|view| session.subscribe(view, subscribe))
+    let sent = store.view(|view| session.subscribe(view, subscribe))?;
+    Ok(sent.iter().map(Update::read).collect())
+}
+
+fn refresh(store: &Store, session: &mut Session, topics: &HashSet<Topic>) -> Vec<ToProxy> {
+    store.view(|view| session.refresh(view, topics)).iter().map(Update::read).collect()
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn new_endpoints_under_the_same_policy_do_not_make_it_pending() {
     };
     store.apply(Change::Apply(entry));
     let topics = HashSet::from([Topic::Service(Key::new("shop", "back"))]);
-    let sent = store.view(|view| session.refresh(view, &topics));
+    let sent = refresh(&store, &mut session, &topics);
     assert_eq!(sent[0].services.len(), 1);
     assert_eq!(session.report()[0].applied, 1);
 }
@@ -115,12 +121,12 @@ proptest! {
             let Object::Slice(entry) = slice("shop/back", &[("http", 8080)], &[("10.0.0.1", "b-1", ready)]) else { unreachable!() };
             store.apply(Change::Apply(entry));
             let topics: HashSet<Topic> = session.all_topics().cloned().collect();
-            picture.apply(store.view(|view| session.refresh(view, &topics)));
+            picture.apply(refresh(&store, &mut session, &topics));
         }
         let mut fresh = Picture::default();
         let mut other = Session::new(Key::new("shop", "b-1"));
         let topics: HashSet<Topic> = other.all_topics().cloned().collect();
-        fresh.apply(store.view(|view| other.refresh(view, &topics)));
+        fresh.apply(refresh(&store, &mut other, &topics));
         fresh.apply(subscribe(&store, &mut other, &add(held.iter().map(|t| (*t).to_owned()))).unwrap());
         prop_assert_eq!(picture, fresh);
     }
@@ -168,13 +174,13 @@ fn external_services_are_told_without_being_asked_for_and_follow_their_policies(
     )]);
     let mut session = Session::new(Key::new("shop", "p"));
     let topics: HashSet<Topic> = session.topics().0.into_iter().collect();
-    assert_eq!(store.view(|view| session.refresh(view, &topics)), [], "another namespace's are not its own");
+    assert_eq!(refresh(&store, &mut session, &topics), [], "another namespace's are not its own");
 
     store.apply(Change::Apply(external(json!(["a.example"]))));
-    let sent = store.view(|view| session.refresh(view, &HashSet::from([Topic::External("shop".into())])));
+    let sent = refresh(&store, &mut session, &HashSet::from([Topic::External("shop".into())]));
     assert_eq!((sent.len(), &*sent[0].services[0].key), (1, "shop/api.external:443"));
     let about = HashSet::from([Topic::Service(Key::new("shop", "api.external"))]);
-    assert_eq!(store.view(|view| session.refresh(view, &about)), [], "nothing new");
+    assert_eq!(refresh(&store, &mut session, &about), [], "nothing new");
 
     let Object::MeshService(entry) = mesh_service(
         "shop/api",
@@ -185,11 +191,11 @@ fn external_services_are_told_without_being_asked_for_and_follow_their_policies(
         unreachable!()
     };
     store.apply(Change::Apply(entry));
-    let sent = store.view(|view| session.refresh(view, &about));
+    let sent = refresh(&store, &mut session, &about);
     assert_eq!(sent[0].services[0].hosts, ["c.example"]);
     store.apply(Change::<crate::index::policy::Resource<weft_crds::MeshServiceSpec>>::Delete(Key::new(
         "shop", "api",
     )));
-    let sent = store.view(|view| session.refresh(view, &about));
+    let sent = refresh(&store, &mut session, &about);
     assert_eq!(sent[0].removed_services, ["shop/api.external:443"]);
 }
