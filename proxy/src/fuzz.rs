@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use prost::Message as _;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -22,6 +21,7 @@ use weft_api::v1;
 use crate::detect::{self, First};
 use crate::hello::{self, Parsed};
 use crate::http::exchange::Served;
+use crate::http::incoming::Incoming;
 use crate::http::server::{self, Handler};
 use crate::http::{Wire, guard, headers};
 use crate::snapshot::Snapshot;

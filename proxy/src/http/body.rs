@@ -8,18 +8,19 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use super::clock::Activity;
 use super::guard::Phase;
+use super::incoming::{Broken, Incoming};
 
 /// Why a body ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The client broke off.
     #[error("the client broke off the request's body")]
-    Client(#[source] hyper::Error),
+    Client(#[source] Broken),
     /// The request was sent again: this try must not read on.
     #[error("another try has taken over")]
     Superseded,

@@ -2,17 +2,16 @@
 //! waits for the response's head. A pooled connection that the peer has closed meanwhile is replaced without anybody
 //! noticing, where that cannot do anything twice. Other retries are not its business.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::body::Body;
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
@@ -20,6 +19,8 @@ use weft_api::Reason;
 
 use super::body::{Outgoing, Source};
 use super::grpc_timeout::{self, GRPC_TIMEOUT};
+use super::http1::upstream::{self, Connection};
+use super::incoming::Incoming;
 use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
 use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW};
@@ -104,9 +105,11 @@ pub(crate) async fn send(
                 let certain = !template.repeatable;
                 let (mut lent, reused) =
                     http1(worker, &host, to, fresh, certain, elsewhere).await.map_err(Failure::of_connect)?;
-                let (socket, sending) = (lent.watched(), lent.sender().try_send_request(template.request()));
+                let (socket, headers) = (lent.watched(), template.head());
+                let sending =
+                    lent.connection().send(&template.method, &template.uri, &headers, template.body.open());
                 let sent = answered(worker, to, template, elsewhere, socket, sending).await;
-                (sent, reused, Held::Http1(lent))
+                (sent.map(|sent| sent.map_err(failure)), reused, Held::Http1(lent))
             }
             Wire::Http2 => {
                 let (stream, reused) =
@@ -116,12 +119,13 @@ pub(crate) async fn send(
                 if sent.as_ref().is_some_and(Result::is_err) && stream.0.sender.is_closed() {
                     host.retire(&stream.0);
                 }
+                let sent = sent.map(|sent| sent.map(|got| got.map(Incoming::Hyper)).map_err(classify));
                 (sent, reused, Held::Http2(stream))
             }
         };
         let failure = match sent {
             Some(Ok(response)) => return Ok((response, held)),
-            Some(Err(e)) => classify(e),
+            Some(Err(failure)) => failure,
             None => {
                 let error = Error::new(Reason::UpstreamReset, Gone);
                 return Err(Failure { failed: Failed::Reset, error });
@@ -185,38 +189,26 @@ pub(crate) fn discard(worker: &Rc<Worker>, response: Response<Incoming>, held: H
     spawn_local(async move {
         let drained = async { while let Some(Ok(_)) = body.frame().await {} };
         if timeout(DISCARD_TIMEOUT, drained).await.is_ok() {
-            give_back(&worker, lent);
+            worker.pool.give_back(lent);
         }
     });
 }
 
-/// Takes a connection back as soon as the exchange on it is through, if that leaves it usable.
-pub(crate) fn give_back(worker: &Rc<Worker>, mut lent: Lent) {
-    let mut cx = Context::from_waker(Waker::noop());
-    match lent.poll_ready(&mut cx) {
-        Poll::Ready(Ok(())) => worker.pool.give_back(lent),
-        Poll::Ready(Err(_)) => {}
-        Poll::Pending => {
-            let worker = Rc::clone(worker);
-            spawn_local(async move {
-                if poll_fn(|cx| lent.poll_ready(cx)).await.is_ok() {
-                    worker.pool.give_back(lent);
-                }
-            });
-        }
-    }
-}
-
 impl Template {
+    /// The headers of the next try.
+    fn head(&self) -> Cow<'_, HeaderMap> {
+        let Some(at) = self.grpc_deadline else { return Cow::Borrowed(&self.headers) };
+        let mut headers = self.headers.clone();
+        let left = at.saturating_duration_since(Instant::now());
+        headers.insert(GRPC_TIMEOUT, grpc_timeout::write(left));
+        Cow::Owned(headers)
+    }
+
     fn request(&self) -> Request<Outgoing> {
         let mut request = Request::new(self.body.open());
         request.method_mut().clone_from(&self.method);
         request.uri_mut().clone_from(&self.uri);
-        request.headers_mut().clone_from(&self.headers);
-        if let Some(at) = self.grpc_deadline {
-            let left = at.saturating_duration_since(Instant::now());
-            request.headers_mut().insert(GRPC_TIMEOUT, grpc_timeout::write(left));
-        }
+        *request.headers_mut() = self.head().into_owned();
         *request.version_mut() = match self.version {
             Wire::Http2 if self.uri.authority().is_some() => Version::HTTP_2,
             // Without an authority, h2 takes a request only as one of HTTP/1: then its Host header stands.
@@ -249,30 +241,14 @@ async fn http1(
         Err(late) => {
             let (worker, host, to) = (Rc::clone(worker), Rc::clone(host), to.clone());
             spawn_local(async move {
-                if let Some(io) = late.opened(&worker, &to).await
-                    && let Ok(lent) = begin_http1(&host, io, &to).await
-                {
-                    give_back(&worker, lent);
+                if let Some(io) = late.opened(&worker, &to).await {
+                    worker.pool.give_back(host.opened_http1(Connection::new(io), &to));
                 }
             });
             return Err(patience::too_slow());
         }
     };
-    Ok((begin_http1(host, io, to).await?, false))
-}
-
-async fn begin_http1(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) -> Result<Lent, Error> {
-    let socket = (io.inner().socket(), io.inner().watched());
-    let (sender, connection) = http1::Builder::new()
-        .max_header_size(MAX_RESPONSE_HEAD)
-        .handshake(io)
-        .await
-        .map_err(|e| Error::new(Reason::ConnectFailed, e))?;
-    spawn_local(async move {
-        // How it ended is told to whoever waits for a response on it.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(host.opened_http1(sender, socket, to))
+    Ok((host.opened_http1(Connection::new(io), to), false))
 }
 
 /// A stream of an HTTP/2 connection, and whether the connection was there before.
@@ -337,8 +313,8 @@ async fn dial_http2(
     Ok((begin_http2(host, io, to).await?, false))
 }
 
-async fn begin_http2(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) -> Result<Stream, Error> {
-    let watched = io.inner().watched();
+async fn begin_http2(host: &Rc<Host>, io: Counted, to: &Destination) -> Result<Stream, Error> {
+    let watched = io.watched();
     let (sender, connection) = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_RESPONSE_HEAD as u32)
@@ -347,7 +323,7 @@ async fn begin_http2(host: &Rc<Host>, io: TokioIo<Counted>, to: &Destination) ->
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .handshake(io)
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|e| Error::new(Reason::ConnectFailed, e))?;
     spawn_local(async move {
@@ -411,18 +387,35 @@ fn classify(mut sent: TrySendError<Request<Outgoing>>) -> Failure {
     let error = sent.into_error();
     let (failed, reason) = if unwritten || refused_by_http2(&error) {
         (Failed::Untouched, Reason::UpstreamReset)
-    } else if let Some(rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&error) {
-        // In TLS 1.3 the server judges the client's certificate after the client has begun to send; it hands nothing on
-        // before.
-        (Failed::Connect, Reason::TlsHandshake)
     } else if error.is_parse() {
         (Failed::Reset, Reason::UpstreamProtocol)
     } else if error.source().is_some_and(|cause| find::<super::body::BodyError>(cause).is_some()) {
         (Failed::Reset, Reason::BadRequest)
     } else {
-        (Failed::Reset, Reason::UpstreamReset)
+        of_connection(&error)
     };
     Failure { failed, error: Error::new(reason, error) }
+}
+
+/// The same of HTTP/1.
+fn failure(failed: upstream::Failed) -> Failure {
+    let (kind, reason) = match &failed {
+        upstream::Failed::Malformed(_) => (Failed::Reset, Reason::UpstreamProtocol),
+        upstream::Failed::Body(_) | upstream::Failed::Short => (Failed::Reset, Reason::BadRequest),
+        upstream::Failed::Closed => (Failed::Reset, Reason::UpstreamReset),
+        upstream::Failed::Io(e) => of_connection(e),
+    };
+    Failure { failed: kind, error: Error::new(reason, failed) }
+}
+
+/// What a connection that broke before the response says.
+fn of_connection(error: &(dyn StdError + 'static)) -> (Failed, Reason) {
+    match find::<rustls::Error>(error) {
+        // In TLS 1.3 the server judges the client's certificate after the client has begun to send; it hands nothing on
+        // before.
+        Some(rustls::Error::AlertReceived(_)) => (Failed::Connect, Reason::TlsHandshake),
+        _ => (Failed::Reset, Reason::UpstreamReset),
+    }
 }
 
 /// The peer is there and has given up this request: nothing that a new connection would cure.

@@ -11,14 +11,15 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 use weft_api::Reason;
 
 use super::body::Source;
-use super::client::{self, Held, Wire};
+use super::client::{Held, Wire};
 use super::clock::Clock;
 use super::filters::After;
+use super::incoming::Incoming;
 use super::{headers, reply};
 use crate::balance::{Load, Outcome};
 use crate::breaker::Permit;
@@ -267,7 +268,7 @@ impl Exchange {
     /// The response came whole: the connection can be used again.
     fn complete(&mut self) {
         if let Some(Held::Http1(lent)) = self.held.take() {
-            client::give_back(&self.worker, lent);
+            self.worker.pool.give_back(lent);
         }
     }
 }

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 use weft_api::Reason;
 
 use super::clock::Deadline;
 use super::exchange::{Exchange, Served};
+use super::incoming::Incoming;
 use super::reply;
 use crate::error::Error;
 use crate::filter::cors::{Preflight, Standing};

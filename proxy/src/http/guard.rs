@@ -68,6 +68,11 @@ impl Phase {
         Self(Arc::new(Shared { ends: Some(ends), ..Shared::default() }))
     }
 
+    /// The ends of the client's connection, where they are known.
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        self.0.ends
+    }
+
     /// A request is being handled; `whole`: it has no body. True: its head gave its body two lengths.
     pub(crate) fn request(&self, whole: bool) -> bool {
         self.0.whole.store(whole, Ordering::Relaxed);
@@ -97,9 +102,28 @@ impl Phase {
 
 /// The client's side has ended within a request.
 #[derive(Debug)]
-struct Ended {
+pub(crate) struct Ended {
     since: Instant,
     look: Pin<Box<Sleep>>,
+}
+
+impl Ended {
+    /// Just now.
+    pub(crate) fn now() -> Self {
+        Self { since: Instant::now(), look: Box::pin(sleep(FIRST_LOOK)) }
+    }
+
+    /// Ready when there is nobody any more to answer, or nothing: the rest of a body that is not `whole` does not come. RFC 9112
+    /// section 9.6 has no word on it, TCP allows it (RFC 9293 section 3.6), and scripts do it.
+    pub(crate) fn poll(&mut self, ends: Ends, whole: bool, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            std::task::ready!(self.look.as_mut().poll(cx));
+            if !whole && self.since.elapsed() >= TRUNCATED || !ends.held() {
+                return Poll::Ready(());
+            }
+            self.look.as_mut().reset(Instant::now() + NEXT_LOOK);
+        }
+    }
 }
 
 /// See the module.
@@ -135,19 +159,13 @@ impl<IO> Guard<IO> {
 }
 
 impl<IO> Guard<IO> {
-    /// Lets hyper know of the end only when there is nobody any more to answer, or nothing. RFC 9112 section 9.6 has no word
-    /// on it, TCP allows it (RFC 9293 section 3.6), and scripts do it.
+    /// Lets hyper know of the end only then.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (Some(ended), Some(ends)) = (&mut self.ended, self.phase.0.ends) else {
             return Poll::Ready(Ok(()));
         };
-        while self.phase.is(REQUEST) {
-            std::task::ready!(ended.look.as_mut().poll(cx));
-            let whole = self.phase.0.whole.load(Ordering::Relaxed);
-            if !whole && ended.since.elapsed() >= TRUNCATED || !ends.held() {
-                break;
-            }
-            ended.look.as_mut().reset(Instant::now() + NEXT_LOOK);
+        if self.phase.is(REQUEST) {
+            std::task::ready!(ended.poll(ends, self.phase.0.whole.load(Ordering::Relaxed), cx));
         }
         Poll::Ready(Ok(()))
     }
@@ -240,8 +258,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 if !read.is_empty() {
                     self.look_at(read);
                 } else if buf.remaining() > 0 && self.phase.is(REQUEST) && self.phase.0.ends.is_some() {
-                    let look = Box::pin(sleep(FIRST_LOOK));
-                    self.ended = Some(Box::new(Ended { since: Instant::now(), look }));
+                    self.ended = Some(Box::new(Ended::now()));
                     return self.poll_ended(cx);
                 }
                 Poll::Ready(Ok(()))

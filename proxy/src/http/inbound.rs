@@ -5,11 +5,10 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, timeout};
 use weft_api::Reason;
@@ -17,6 +16,8 @@ use weft_api::Reason;
 use super::body::Source;
 use super::client::{self, Template, Wire};
 use super::exchange::{Answer, Exchange, Served};
+use super::http1::LINGER;
+use super::incoming::Incoming;
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
@@ -28,9 +29,6 @@ use crate::retry::MAX_BODY;
 use crate::route;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
 use crate::worker::Worker;
-
-/// How long a refused request's body is read.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// Who is at the other end of a connection to the own pod.
 pub(crate) enum Peer {

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use http::header::SET_COOKIE;
 use http::{HeaderMap, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use rand::Rng;
 use tokio::time::{Instant, sleep};
@@ -25,6 +24,7 @@ use super::clock::{Clock, Deadline};
 use super::exchange::{Answer, Exchange, Served};
 use super::guard::Phase;
 use super::hedge::{self, Race};
+use super::incoming::Incoming;
 use super::pool::Destination;
 use super::server::Handler;
 use super::{filters, grpc_timeout, headers, hold, judge, mirror, pushback, upgrade};

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep};
 use weft_api::Reason;
 
@@ -51,11 +50,11 @@ impl Usual {
 }
 
 /// An attempt that nobody waits for any more.
-pub(crate) struct Late(Pin<Box<dyn Future<Output = Result<TokioIo<Counted>, Error>>>>);
+pub(crate) struct Late(Pin<Box<dyn Future<Output = Result<Counted, Error>>>>);
 
 impl Late {
     /// Waits for its end; the endpoint that could be connected after all is back in balancing.
-    pub(crate) async fn opened(self, worker: &Worker, to: &Destination) -> Option<TokioIo<Counted>> {
+    pub(crate) async fn opened(self, worker: &Worker, to: &Destination) -> Option<Counted> {
         let opened = self.0.await.ok()?;
         if let Destination::Endpoint { cluster, endpoint, .. } = to {
             worker.reached(cluster, endpoint);
@@ -80,7 +79,7 @@ pub(crate) async fn open(
     alpn: Alpn,
     permit: Option<Permit>,
     elsewhere: Elsewhere<'_>,
-) -> Result<Result<TokioIo<Counted>, Late>, Error> {
+) -> Result<Result<Counted, Late>, Error> {
     let (worker, destination) = (Rc::clone(worker), to.clone());
     let mut opening = Box::pin(async move {
         let (proxy, to, begin) = (&worker.proxy, &destination, Instant::now());
@@ -89,13 +88,13 @@ pub(crate) async fn open(
             None => connect::open(&proxy.tls, to.addr(), to.identity(), alpn, to.connect_timeout()).await?,
         };
         let counted = Counted::new(proxy, stream).with_place(permit, &worker.pool.freed);
-        Ok(TokioIo::new(match to {
+        Ok(match to {
             Destination::Endpoint { cluster, .. } => {
                 cluster.live.usual.observe(begin.elapsed());
                 counted.watch()
             }
             Destination::App(_) => counted,
-        }))
+        })
     });
     let patience = match to {
         Destination::Endpoint { cluster, .. } => cluster.live.usual.patience(),

@@ -10,15 +10,15 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use weft_api::Identity;
 
 use super::body::Outgoing;
+use super::http1::upstream::Connection;
 use crate::error::Error;
 use crate::lost::Socket;
 use crate::originate::Originate;
@@ -144,9 +144,7 @@ pub(crate) struct Lent {
 }
 
 struct Http1 {
-    sender: http1::SendRequest<Outgoing>,
-    socket: RawFd,
-    watched: Option<Socket>,
+    connection: Connection,
     requests_left: u32,
     idle_timeout: Duration,
 }
@@ -222,7 +220,7 @@ impl Pool {
     /// Takes a connection back after an exchange that has left it usable.
     pub(crate) fn give_back(&self, lent: Lent) {
         let Lent { connection, host } = lent;
-        if connection.requests_left > 0 && connection.sender.is_ready() && !host.retired.get() {
+        if connection.requests_left > 0 && connection.connection.is_reusable() && !host.retired.get() {
             let mut idle = host.http1.borrow_mut();
             if idle.len() < MAX_IDLE {
                 idle.push(Idle { connection, since: Instant::now() });
@@ -262,22 +260,16 @@ impl Host {
         let now = Instant::now();
         let mut idle = self.http1.borrow_mut();
         while let Some(candidate) = idle.pop() {
-            if candidate.usable(now) && !(certain && has_input(candidate.connection.socket)) {
+            if candidate.usable(now) && !(certain && has_input(candidate.connection.connection.socket())) {
                 return Some(Lent { connection: candidate.connection, host: Rc::clone(self) });
             }
         }
         None
     }
 
-    pub(crate) fn opened_http1(
-        self: &Rc<Self>,
-        sender: http1::SendRequest<Outgoing>,
-        socket: (RawFd, Option<Socket>),
-        to: &Destination,
-    ) -> Lent {
-        let (socket, watched) = socket;
+    pub(crate) fn opened_http1(self: &Rc<Self>, connection: Connection, to: &Destination) -> Lent {
         let (requests_left, idle_timeout) = (to.max_requests(), to.idle_timeout());
-        let connection = Http1 { sender, socket, watched, requests_left, idle_timeout };
+        let connection = Http1 { connection, requests_left, idle_timeout };
         Lent { connection, host: Rc::clone(self) }
     }
 
@@ -343,26 +335,21 @@ impl Host {
 
 impl Lent {
     /// For one more request, which is counted.
-    pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<Outgoing> {
+    pub(crate) fn connection(&mut self) -> &Connection {
         self.connection.requests_left = self.connection.requests_left.saturating_sub(1);
-        &mut self.connection.sender
+        &self.connection.connection
     }
 
     /// For whoever waits on it.
     pub(crate) fn watched(&self) -> Option<Socket> {
-        self.connection.watched.clone()
-    }
-
-    /// Whether the exchange has left it usable; ends with an error when it never will be.
-    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.connection.sender.poll_ready(cx)
+        self.connection.connection.watched()
     }
 }
 
 impl Idle {
     fn usable(&self, now: Instant) -> bool {
         let connection = &self.connection;
-        now.duration_since(self.since) < connection.idle_timeout && connection.sender.is_ready()
+        now.duration_since(self.since) < connection.idle_timeout && connection.connection.is_quiet()
     }
 }
 
@@ -390,8 +377,7 @@ impl Drop for Stream {
 
 /// Whether there is anything to read on an idle connection: the peer's end, or bytes that nobody asked for.
 fn has_input(socket: RawFd) -> bool {
-    // SAFETY: the socket belongs to the connection's task. It is open, because its sender is ready (checked just before,
-    // on the same thread): the task ends the sender before it closes the socket.
+    // SAFETY: the caller holds the connection that the socket belongs to.
     let socket = unsafe { BorrowedFd::borrow_raw(socket) };
     let mut byte = [std::mem::MaybeUninit::uninit()];
     let seen = socket2::SockRef::from(&socket).recv_with_flags(

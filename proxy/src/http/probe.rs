@@ -4,10 +4,10 @@
 
 use http::{Method, Request};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 
 use super::body::Source;
 use super::headers;
+use super::incoming::Incoming;
 use crate::snapshot::{Probe, Workload};
 
 /// A health check's message is a service's name.

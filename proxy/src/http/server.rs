@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,6 +22,8 @@ use weft_api::Reason;
 use super::client::Wire;
 use super::exchange::Served;
 use super::guard::{Guard, Phase};
+use super::http1::plain;
+use super::incoming::Incoming;
 use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW, headers, reply};
 use crate::error::{Error, find};
 
@@ -68,7 +70,13 @@ where
 {
     match wire {
         // Boxed: a connection's task shall have the size of what it serves, not of the largest thing it might.
-        Wire::Http1 => Box::pin(serve_http1(io, handler, leave)).await,
+        Wire::Http1 => {
+            let plain = Box::pin(plain::serve(Box::new(io), &handler, leave));
+            match plain.await? {
+                Some(rest) => Box::pin(serve_http1(rest, handler, leave)).await,
+                None => Ok(()),
+            }
+        }
         Wire::Http2 => Box::pin(serve_http2(io, handler, leave)).await,
     }
 }
@@ -82,11 +90,12 @@ where
     let io = TokioIo::new(Guard::new(io, phase.clone()));
     let last = Rc::new(Cell::new(false));
     let is_last = Rc::clone(&last);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         if phase.request(request.body().is_end_stream()) {
             request.extensions_mut().insert(headers::BothLengths);
         }
-        let (handled, phase) = (Rc::clone(&handler).handle(request, Wire::Http1), phase.clone());
+        let (handled, phase) =
+            (Rc::clone(&handler).handle(request.map(Incoming::Hyper), Wire::Http1), phase.clone());
         let last = Rc::clone(&is_last);
         async move {
             let mut response = handled.await;
@@ -145,8 +154,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
-    let service = service_fn(move |request| {
-        let handled = Rc::clone(&handler).handle(request, Wire::Http2);
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let handled = Rc::clone(&handler).handle(request.map(Incoming::Hyper), Wire::Http2);
         async move { Ok::<_, Infallible>(handled.await) }
     });
     let connection = http2::Builder::new(LocalExec)

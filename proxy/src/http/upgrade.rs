@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use http::{HeaderValue, Response};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use weft_api::Reason;
@@ -15,6 +14,7 @@ use weft_api::Reason;
 use super::clock::Clock;
 use super::exchange::{Exchange, Served};
 use super::headers;
+use super::incoming::Incoming;
 use crate::error::Error;
 use crate::forward::{self, Broken, Copied, Counts};
 use crate::worker::Worker;
@@ -24,23 +24,23 @@ pub(crate) fn switch(
     worker: &Rc<Worker>,
     mut exchange: Box<Exchange>,
     client: OnUpgrade,
-    mut response: Response<Incoming>,
+    response: Response<Incoming>,
     clock: Option<Box<Clock>>,
 ) -> Response<Served> {
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut head, _) = response.into_parts();
+    let (mut head, body) = response.into_parts();
+    let Incoming::Reply(reply) = body else { return exchange.refuse(&Reason::UpstreamProtocol.into()) };
+    let mut upstream = reply.upgraded();
     let protocol = head.headers.get(http::header::UPGRADE).cloned();
     headers::forward_response(&mut head.headers);
     exchange.dress(&mut head.headers);
     headers::restore_upgrade(&mut head.headers, protocol.unwrap_or(HeaderValue::from_static("websocket")));
     exchange.record.status = head.status.as_u16();
     worker.spawn(async move {
-        let (client, upstream) = match futures::future::try_join(client, upstream).await {
-            Ok(both) => both,
+        let mut client = match client.await {
+            Ok(client) => TokioIo::new(client),
             Err(e) => return exchange.break_off(&Error::new(Reason::UpstreamReset, e)),
         };
         let counts = Counts::default();
-        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
         let copying = forward::copy(&mut client, &mut upstream, &counts);
         // The protocol has no end of its own: from here on only silence ends it.
         let copied = match clock.and_then(Clock::of_stream) {
