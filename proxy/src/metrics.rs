@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fnv::FnvBuildHasher;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -543,7 +544,8 @@ impl EndsKey {
 
 /// Series by key. Different keys may come to the same labels ("a/b:80" and "a/b:81"), and then share one.
 struct Series<K, L, S> {
-    by_key: RwLock<HashMap<K, Arc<S>>>,
+    // Short names of the configuration and of verified identities, looked up for every request: not worth SipHash.
+    by_key: RwLock<HashMap<K, Arc<S>, FnvBuildHasher>>,
     by_labels: RwLock<HashMap<L, Arc<S>>>,
 }
 

@@ -19,6 +19,17 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static(names::REQUEST_ID_HEADER);
 const IDENTITY: HeaderName = HeaderName::from_static(names::IDENTITY_HEADER);
 const REASON: HeaderName = HeaderName::from_static(names::REASON_HEADER);
+/// Of one connection, beside what its `Connection` lists.
+static HOP_BY_HOP: [HeaderName; 8] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+];
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// Mark on a request whose head had a Content-Length beside its Transfer-Encoding: hyper removes the former.
@@ -114,6 +125,9 @@ pub fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
 
 /// Makes a request's head fit for the next connection.
 pub fn forward_request(headers: &mut HeaderMap, version: Version) {
+    if !headers.keys().any(|name| is_hop_by_hop(name) || *name == EXPECT) {
+        return;
+    }
     let trailers = headers.get_all(TE).iter().any(|te| {
         te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
     });
@@ -140,7 +154,9 @@ pub fn to_https(uri: &mut Uri) {
 
 /// Makes a response's head fit for the client.
 pub fn forward_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+    if headers.keys().any(is_hop_by_hop) {
+        remove_hop_by_hop(headers);
+    }
 }
 
 /// For a request or a response that changes the protocol: puts back what [`forward_request`] has removed.
@@ -161,18 +177,15 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        HTTP2_SETTINGS,
-    ] {
+    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// Looked for in one pass before anything is removed: most heads have none of them.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(name.as_str().len(), 2 | 7 | 10 | 14 | 16..=19)
+        && (*name == CONNECTION || HOP_BY_HOP.contains(name))
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -227,9 +240,15 @@ fn fresh_id(rng: &mut impl RngCore) -> HeaderValue {
 /// Removes what a client says of itself, and states who it has proved to be.
 pub fn state_identity(headers: &mut HeaderMap, identity: Option<&HeaderValue>) {
     // CGI, WSGI, Rack and PHP hand headers on with `-` and `_` alike: every spelling that would look the same.
-    for spelling in
-        ["weft-client-identity", "weft_client_identity", "weft-client_identity", "weft_client-identity"]
-    {
+    let alike = |name: &HeaderName| {
+        let name = name.as_str();
+        name.len() == names::IDENTITY_HEADER.len()
+            && name
+                .bytes()
+                .zip(names::IDENTITY_HEADER.bytes())
+                .all(|(b, own)| b == own || b == b'_' && own == b'-')
+    };
+    while let Some(spelling) = headers.keys().find(|name| alike(name)).cloned() {
         headers.remove(spelling);
     }
     if let Some(identity) = identity {

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use fnv::FnvBuildHasher;
 use hyper::client::conn::http2;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -116,7 +117,7 @@ enum Key {
 /// See the module.
 #[derive(Default)]
 pub struct Pool {
-    hosts: RefCell<HashMap<Key, Rc<Host>>>,
+    hosts: RefCell<HashMap<Key, Rc<Host>, FnvBuildHasher>>,
     /// A connection has become idle, or has closed.
     pub(crate) freed: Arc<Notify>,
 }

@@ -88,13 +88,14 @@ pub(crate) async fn serve<H: Handler>(
 async fn next(shared: &Shared, mut leaving: Pin<&mut Option<WaitForCancellationFuture<'_>>>) -> Next {
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
+        if let Poll::Ready(next) = shared.with(|client| client.poll_next(cx)) {
+            return Poll::Ready(next);
+        }
+        // A request that is there is served all the same: the last one.
         if let Some(leaving) = leaving.as_mut().as_pin_mut()
             && leaving.poll(cx).is_ready()
         {
             return Poll::Ready(Next::Other);
-        }
-        if let Poll::Ready(next) = shared.with(|client| client.poll_next(cx)) {
-            return Poll::Ready(next);
         }
         if shared.with(|client| client.unread.is_empty()) {
             return Poll::Pending;

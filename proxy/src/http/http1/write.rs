@@ -38,7 +38,7 @@ pub(crate) fn request(
     headers: &HeaderMap,
     exact: Option<u64>,
 ) -> Length {
-    out.reserve(256 + uri.path().len());
+    out.reserve(512 + uri.path().len());
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
     match uri.path_and_query() {
@@ -78,7 +78,7 @@ pub(crate) fn response(
     answering: &Answering<'_>,
 ) -> Option<Length> {
     let status = head.status;
-    out.reserve(256);
+    out.reserve(512);
     if status == StatusCode::OK && head.extensions.is_empty() {
         out.put_slice(b"HTTP/1.1 200 OK\r\n");
     } else {
