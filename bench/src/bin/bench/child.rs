@@ -46,10 +46,11 @@ pub fn stay() -> Result<()> {
 }
 
 impl Process {
-    /// Starts it; what it says goes to the log.
-    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+    /// Starts it; its errors go to the log, and so does what it says, unless that is an access log, which nobody reads.
+    pub fn start(mut command: Command, log: &Path, quiet: bool) -> Result<Self> {
         let file = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let output = if quiet { Stdio::null() } else { file.try_clone()?.into() };
+        command.stdin(Stdio::null()).stdout(output).stderr(file);
         let core = cores().map(|(proxies, _)| only(proxies)).transpose()?;
         // SAFETY: both are system calls that are safe after a fork (signal-safety(7)): no lock, no allocation.
         unsafe {
@@ -79,6 +80,12 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Time on a processor of all its threads so far, in nanoseconds. Threads that have ended do not count; no subject

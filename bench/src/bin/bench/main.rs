@@ -3,10 +3,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the report is the output")]
 
 mod child;
+mod flame;
 mod load;
 mod measure;
 mod origins;
 mod ports;
+mod profile;
 mod report;
 mod scenario;
 mod subjects;
@@ -49,6 +51,9 @@ struct Options {
     /// Proxies in a row.
     #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u8).range(1..=2))]
     hops: Vec<u8>,
+    /// Show where Weft's time goes instead, as a flame graph of each scenario; with a proxy that has symbols.
+    #[arg(long)]
+    profile: bool,
     /// Where results and pictures are written.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -87,6 +92,16 @@ async fn run(options: &Options, scenarios: &[Scenario]) -> Result<()> {
         work: &work,
         each: Duration::from_secs_f64(options.seconds_each),
     };
+    if options.profile {
+        for scenario in scenarios {
+            for hops in
+                options.hops.iter().map(|&hops| hops.into()).filter(|hops| scenario.hops.contains(hops))
+            {
+                println!("{}", profile::profile(&bench, scenario, hops, &options.out).await?);
+            }
+        }
+        return Ok(fs::remove_dir_all(&work)?);
+    }
     let header = header(options)?;
     println!("{header:#}");
     let (mut rows, mut failed) = (Vec::new(), false);
@@ -111,6 +126,7 @@ async fn run(options: &Options, scenarios: &[Scenario]) -> Result<()> {
 
 async fn measured(bench: &Bench<'_>, options: &Options, scenario: &Scenario) -> Results {
     let mut results = Results::default();
+    results.notes.extend(scenario.note.map(str::to_owned));
     let mut cells = Vec::new();
     for &subject in &options.subjects {
         let mut hops: Vec<usize> = options.hops.iter().map(|&hops| hops.into()).collect();
@@ -119,19 +135,20 @@ async fn measured(bench: &Bench<'_>, options: &Options, scenario: &Scenario) -> 
             hops.truncate(1);
         }
         for hops in hops {
-            match subject.cannot(&scenario.task(hops)) {
-                Some(why) => results.note(format!("{}, {hops} hops: {why}", subject.name())),
-                None => cells.push((hops, subject)),
+            if subject.fits(&scenario.task(hops)) && (subject != Subject::None || scenario.idle.is_none()) {
+                cells.push((hops, subject));
             }
         }
     }
-    for round in 0..options.rounds {
+    // What memory a connection takes does not vary, and opening thousands takes its time.
+    let rounds = if scenario.idle.is_some() { options.rounds.min(2) } else { options.rounds };
+    for round in 0..rounds {
         if round > 0 {
             cells.rotate_left(2);
         }
         for &(hops, subject) in &cells {
             eprint!("\r\x1b[K({}) round {}: {}, {hops} hops", scenario.key, round + 1, subject.name());
-            match bench.cell(scenario, hops, subject).await {
+            match measure::cell(bench, scenario, hops, subject).await {
                 Ok(values) => results.add(hops, subject, values),
                 Err(error) => results.fail(format!("{}, {hops} hops: {error:#}", subject.name())),
             }

@@ -83,7 +83,18 @@ async fn serve(stream: TcpStream, says: &Says) -> Result<()> {
     stream.set_nodelay(true)?;
     match says {
         Says::Http1(response) => http1(stream, response).await,
-        Says::Http2(body) => http2(stream, body).await,
+        Says::Http2(body) => {
+            // nginx asks by HTTP/1.1 for those who asked it by HTTP/2.
+            let mut first = [0; 4];
+            stream.peek(&mut first).await?;
+            if &first == b"PRI " {
+                return http2(stream, body).await;
+            }
+            match Says::http1(body.len()) {
+                Says::Http1(response) => http1(stream, &response).await,
+                _ => Ok(()),
+            }
+        }
         Says::Bulk => bulk(stream).await,
     }
 }

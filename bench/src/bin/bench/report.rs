@@ -18,6 +18,8 @@ pub enum Unit {
     Micros,
     /// Of one core.
     Percent,
+    /// Of 2^10 bytes.
+    Kib,
     /// Of 2^20 bytes.
     Mib,
 }
@@ -30,6 +32,7 @@ impl Unit {
             Self::PerSecond => "1/s",
             Self::Micros => "us",
             Self::Percent => "%",
+            Self::Kib => "KiB",
             Self::Mib => "MiB",
         }
     }

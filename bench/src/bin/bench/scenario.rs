@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::load::client::Kind;
 use crate::load::http2::message;
 use crate::origins::Says;
-use crate::subjects::{Speaks, Task, Wire};
+use crate::subjects::{Extra, ROUTES, Speaks, Task, Wire};
 
 /// One of them.
 #[derive(Clone, Debug)]
@@ -30,18 +30,39 @@ pub struct Scenario {
     pub clients: &'static [usize],
     /// Open loops: requests a second.
     pub rates: &'static [u32],
+    /// In place of load: so many connections that do nothing.
+    pub idle: Option<usize>,
+    /// What proxies do besides passing on.
+    pub extra: Extra,
+    /// What has to be known to read the figures.
+    pub note: Option<&'static str>,
 }
 
 impl Scenario {
     /// For so many proxies.
     #[must_use]
     pub fn task(&self, hops: usize) -> Task {
-        Task { hops, enters: self.enters, speaks: self.speaks }
+        let mut task = Task {
+            hops,
+            enters: self.enters,
+            speaks: self.speaks,
+            connections: self.idle.unwrap_or(1000),
+            extra: self.extra,
+        };
+        // Connections between two proxies are shared where requests are seen; to have one for each there is to see none.
+        if self.idle.is_some() && hops == 2 {
+            (task.enters, task.speaks) = (Wire::Plain, Speaks::Tcp);
+        }
+        task
     }
 }
 
 /// Clients of an open loop: at most as many requests are under way.
 pub const PACED: usize = 32;
+
+const EVERYTHING: &str = "access logs go to /dev/null by standard output. weft: timeout, retries, breaker, ejection; called side: limit by identity, \
+    strict mTLS. envoy: timeout, retries, ejection, local limit; called side: RBAC by SPIFFE id. nginx: next upstream, limit_req, limit_conn, \
+    allow/deny; called side: by name. haproxy: retries, rate by stick table, acl; called side: by name. Nobody traces.";
 
 /// Every scenario, in the order of the table.
 #[must_use]
@@ -57,7 +78,20 @@ pub fn all() -> Vec<Scenario> {
         says: Says::http1(128),
         clients: &[16, 64],
         rates: &[1000, 3000],
+        idle: None,
+        extra: Extra::Nothing,
+        note: None,
     };
+    let idle = Scenario {
+        enters: Wire::Mtls,
+        clients: &[],
+        rates: &[],
+        note: Some(
+            "one hop: clients speak mTLS to it; two hops: opaque connections, each with its own mTLS between",
+        ),
+        ..a.clone()
+    };
+    let many: String = (0..16).map(|n| format!("x-header-{n:02}: {n:032}\r\n")).collect();
     let grpc = Scenario { speaks: Speaks::Grpc, says: Says::http2(0), request: message(128), ..a.clone() };
     vec![
         a.clone(),
@@ -125,6 +159,27 @@ pub fn all() -> Vec<Scenario> {
             kind: Kind::NewConnection,
             clients: &[16],
             rates: &[200],
+            note: Some("two hops: a subject may resume TLS sessions between them as it does by default"),
+            ..a.clone()
+        },
+        Scenario { key: "g-1k", title: "1,000 idle mTLS connections", idle: Some(1000), ..idle.clone() },
+        Scenario { key: "g-10k", title: "10,000 idle mTLS connections", idle: Some(10_000), ..idle },
+        Scenario {
+            key: "h",
+            title: "HTTP/1.1, 100 routes by path on the first proxy, requests for the last one with 20 headers",
+            request: get(&format!("/r{}/x", ROUTES - 1), &many),
+            clients: &[16],
+            rates: &[1000],
+            extra: Extra::Routes,
+            ..a.clone()
+        },
+        Scenario {
+            key: "i",
+            title: "HTTP/1.1, everything on: retries, limits, ejection, authorisation, access log",
+            clients: &[16],
+            rates: &[1000],
+            extra: Extra::Everything,
+            note: Some(EVERYTHING),
             ..a
         },
     ]

@@ -68,6 +68,13 @@ impl Target {
         Ok(clients)
     }
 
+    /// One client that has done one exchange.
+    pub async fn used(&self) -> Result<Client> {
+        let mut client = Client { target: self.clone(), wire: self.wire().await? };
+        client.exchange().await?;
+        Ok(client)
+    }
+
     async fn wire(&self) -> Result<Wire> {
         Ok(match self.kind {
             Kind::Http1 => Wire::Http1(Http1::new(self.connect().await?, self.request.clone())),

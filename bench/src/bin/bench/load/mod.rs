@@ -5,6 +5,7 @@
 pub mod client;
 pub mod http1;
 pub mod http2;
+pub mod idle;
 pub mod timer;
 pub mod tls;
 
@@ -19,7 +20,7 @@ use client::{Client, Target};
 use timer::Timer;
 
 /// Before anything is measured: pools fill, branches are learnt.
-const WARM_UP: Duration = Duration::from_millis(250);
+pub const WARM_UP: Duration = Duration::from_millis(250);
 /// For what is under way when the load ends.
 const PATIENCE: Duration = Duration::from_secs(3);
 

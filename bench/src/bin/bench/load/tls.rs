@@ -24,6 +24,8 @@ pub fn connector(files: &Files) -> Result<TlsConnector> {
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&files.key)?)
         .context("the clients' certificate")?;
+    // Weft's proxies take nothing but their own protocols' names; the others know the second one.
+    config.alpn_protocols = vec![b"weft/http1".to_vec(), b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config).into())
 }

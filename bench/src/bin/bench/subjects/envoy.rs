@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use weft_bench::certificates::{Files, identity};
 
-use super::{Hop, Speaks, Wire};
+use super::{Hop, LIMIT, Speaks, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path, http2_between: bool) -> Result<Command> {
     let path = hop.write("envoy.json", &format!("{:#}", config(hop, http2_between)))?;
@@ -27,7 +27,7 @@ fn config(hop: &Hop<'_>, http2_between: bool) -> Value {
     let mut listener = json!({
         "name": "in",
         "address": address(hop.listen),
-        "filter_chains": [{"filters": [filter(on(hop.accepts))]}],
+        "filter_chains": [{"filters": [filter(hop, on(hop.accepts))]}],
     });
     if hop.accepts == Wire::Mtls {
         listener["filter_chains"][0]["transport_socket"] = json!({
@@ -51,6 +51,9 @@ fn config(hop: &Hop<'_>, http2_between: bool) -> Value {
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(hop.next)}}]}],
         },
     });
+    if hop.everything() {
+        cluster["outlier_detection"] = json!({"consecutive_5xx": 5, "base_ejection_time": "1s"});
+    }
     if let Some(version) = on(hop.calls).options() {
         cluster["typed_extension_protocol_options"] = json!({
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -89,7 +92,7 @@ impl Spoken {
     }
 }
 
-fn filter(spoken: Spoken) -> Value {
+fn filter(hop: &Hop<'_>, spoken: Spoken) -> Value {
     let codec = match spoken {
         Spoken::Http1 => "HTTP1",
         Spoken::Http2 => "HTTP2",
@@ -104,6 +107,22 @@ fn filter(spoken: Spoken) -> Value {
             });
         }
     };
+    let mut route = json!({"cluster": "next", "timeout": "0s"});
+    let mut filters = Vec::new();
+    if hop.everything() {
+        route = json!({
+            "cluster": "next",
+            "timeout": "15s",
+            "retry_policy": {"retry_on": "connect-failure,reset,gateway-error", "num_retries": 2},
+        });
+        filters = everything(hop);
+    }
+    filters.push(json!({
+        "name": "router",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+    }));
+    let to = |prefix: &str| json!({"match": {"prefix": prefix}, "route": route});
+    let routes: Vec<Value> = hop.routes().map(|path| to(&path)).chain([to("/")]).collect();
     json!({
         "name": "http",
         "typed_config": {
@@ -114,15 +133,46 @@ fn filter(spoken: Spoken) -> Value {
                 "virtual_hosts": [{
                     "name": "all",
                     "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "next", "timeout": "0s"}}],
+                    "routes": routes,
                 }]
             },
-            "http_filters": [{
-                "name": "router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-            }],
+            "http_filters": filters,
+            "access_log": if hop.everything() { access_log() } else { json!([]) },
         }
     })
+}
+
+fn access_log() -> Value {
+    json!([{
+        "name": "stdout",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"},
+    }])
+}
+
+/// A limit; and on the called side, that the caller is who may call.
+fn everything(hop: &Hop<'_>) -> Vec<Value> {
+    let all = json!({"default_value": {"numerator": 100, "denominator": "HUNDRED"}});
+    let mut filters = vec![json!({
+        "name": "limit",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "limit",
+            "token_bucket": {"max_tokens": LIMIT, "tokens_per_fill": LIMIT, "fill_interval": "1s"},
+            "filter_enabled": all,
+            "filter_enforced": all,
+        }
+    })];
+    if hop.accepts == Wire::Mtls {
+        let caller = json!({"authenticated": {"principal_name": {"exact": identity("front")}}});
+        filters.push(json!({
+            "name": "rbac",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+                "rules": {"action": "ALLOW", "policies": {"callers": {"permissions": [{"any": true}], "principals": [caller]}}},
+            }
+        }));
+    }
+    filters
 }
 
 fn tls(own: &Files, other: &str, spoken: Spoken) -> Value {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Hop, NAME, Speaks, Wire};
+use super::{Hop, LIMIT, NAME, Speaks, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path) -> Result<Command> {
     let path = hop.write("haproxy.cfg", &config(hop))?;
@@ -41,10 +41,24 @@ fn config(hop: &Hop<'_>) -> String {
             " ssl crt {pem} ca-file {roots} verify required verifyhost {NAME} sni str({NAME}) ssl-min-ver TLSv1.3{alpn}"
         ),
     };
+    let routes: String =
+        hop.routes().map(|path| format!("  use_backend out if {{ path_beg {path} }}\n")).collect();
+    let (mut log, mut front, mut back) = ("", String::new(), "");
+    if hop.everything() {
+        log = "  log stdout format raw local0\n";
+        front = format!(
+            "  option httplog\n  log global\n  stick-table type ip size 100k expire 30s store http_req_rate(1s)\n  http-request track-sc0 src\n  \
+             http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt {LIMIT} }}\n  http-request deny unless {{ src 127.0.0.1 }}\n"
+        );
+        if hop.accepts == Wire::Mtls {
+            front += &format!("  http-request deny unless {{ ssl_c_s_dn(cn) -m str {NAME} }}\n");
+        }
+        back = "  retries 2\n  retry-on conn-failure empty-response 502 503 504\n";
+    }
     format!(
-        "global\n  nbthread 1\n\
+        "global\n  nbthread 1\n{log}\
          defaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  timeout http-request 1h\n\
-         frontend in\n  bind {listen}{bind}\n  default_backend out\n\
-         backend out\n{reuse}  server next {next}{server}\n"
+         frontend in\n  bind {listen}{bind}\n{front}{routes}  default_backend out\n\
+         backend out\n{reuse}{back}  server next {next}{server}\n"
     )
 }

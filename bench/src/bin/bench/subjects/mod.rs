@@ -67,14 +67,13 @@ impl Subject {
         Ok(line.unwrap_or_default().trim().to_owned())
     }
 
-    /// Why it cannot do this; `None` where it can.
+    /// Whether measuring it says anything.
     #[must_use]
-    pub fn cannot(self, task: &Task) -> Option<&'static str> {
+    pub fn fits(self, task: &Task) -> bool {
         match self {
-            Self::EnvoyH2 if task.hops < 2 || task.speaks != Speaks::Http1 => {
-                Some("differs from envoy only between two hops of HTTP/1.1")
-            }
-            _ => None,
+            // It differs from Envoy only between two hops, and where clients do not speak HTTP/2 themselves.
+            Self::EnvoyH2 => task.hops == 2 && task.speaks == Speaks::Http1,
+            _ => true,
         }
     }
 
@@ -116,7 +115,27 @@ pub struct Task {
     pub enters: Wire,
     /// What the clients and the origin speak.
     pub speaks: Speaks,
+    /// Clients' connections at the same time.
+    pub connections: usize,
+    /// What proxies do besides passing on.
+    pub extra: Extra,
 }
+
+/// What proxies do besides passing on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// As little as each can.
+    Nothing,
+    /// The first proxy has [`ROUTES`] of them: `/r0/` and so on, each to the same place.
+    Routes,
+    /// Retries, limits, authorisation where a subject has it, access log.
+    Everything,
+}
+
+/// Of [`Extra::Routes`].
+pub const ROUTES: usize = 100;
+/// Requests a second that limits of [`Extra::Everything`] allow: they count, and refuse nothing.
+const LIMIT: u32 = 1_000_000;
 
 /// What clients and origins speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,9 +175,22 @@ pub struct Hop<'a> {
     pub next: SocketAddr,
     /// How it calls.
     pub calls: Wire,
+    /// Whether it is the one that clients call.
+    pub first: bool,
 }
 
 impl Hop<'_> {
+    /// Paths of routes, where it has them.
+    fn routes(&self) -> impl Iterator<Item = String> {
+        let count = if self.first && self.task.extra == Extra::Routes { ROUTES } else { 0 };
+        (0..count).map(|route| format!("/r{route}/"))
+    }
+
+    /// Whether it does everything.
+    fn everything(&self) -> bool {
+        self.task.extra == Extra::Everything
+    }
+
     /// Writes one of its files.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
@@ -231,10 +263,12 @@ impl Chain {
                 listen: address()?,
                 accepts: if hop == 0 { task.enters } else { Wire::Mtls },
                 next: chain.entry,
+                first: hop == 0,
                 calls: if hop + 1 < task.hops { Wire::Mtls } else { Wire::Plain },
             };
             let log = directory.join("log");
-            let mut process = Process::start(subject.command(&hop, programs)?, &log)?;
+            let mut process =
+                Process::start(subject.command(&hop, programs)?, &log, task.extra == Extra::Everything)?;
             process
                 .listens(hop.listen)
                 .await

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Hop, NAME, Speaks, Wire};
+use super::{Hop, LIMIT, NAME, Speaks, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path) -> Result<Command> {
     let path = hop.write("nginx.conf", &config(hop))?;
@@ -44,6 +44,28 @@ fn config(hop: &Hop<'_>) -> String {
         Wire::Plain => "http",
         Wire::Mtls => "https",
     };
+    let everything = match (hop.everything(), hop.accepts) {
+        (false, _) => String::new(),
+        (true, accepts) => {
+            let subject = if accepts == Wire::Mtls {
+                "if ($ssl_client_s_dn != \"CN=bench.local\") { return 403; }\n"
+            } else {
+                ""
+            };
+            format!(
+                "proxy_next_upstream error timeout http_502 http_503 http_504; proxy_next_upstream_tries 3; proxy_read_timeout 15s;\n\
+                 limit_req zone=all burst=10000 nodelay; limit_conn conn 10000; allow 127.0.0.1; deny all;\n{subject}"
+            )
+        }
+    };
+    let log = if hop.everything() {
+        // The most that `rate` takes is far above what one core answers.
+        format!(
+            "access_log /dev/stdout; limit_req_zone $remote_addr zone=all:1m rate={LIMIT}r/s; limit_conn_zone $remote_addr zone=conn:1m;"
+        )
+    } else {
+        "access_log off;".to_owned()
+    };
     let location = match hop.task.speaks {
         Speaks::Tcp => return stream(hop, &server_tls, &client_tls("proxy")),
         Speaks::Grpc => {
@@ -55,18 +77,23 @@ fn config(hop: &Hop<'_>) -> String {
         }
         Speaks::Http1 | Speaks::Http2 => format!(
             "proxy_pass {scheme}://next; proxy_http_version 1.1; proxy_set_header Connection \"\"; \
-             proxy_set_header Host $http_host; proxy_max_temp_file_size 0;\n{}",
+             proxy_set_header Host $http_host; proxy_max_temp_file_size 0;\n{}{everything}",
             client_tls("proxy")
         ),
     };
+    let mut locations = format!("location / {{\n{location}}}\n");
+    for path in hop.routes() {
+        locations += &format!("location {path} {{\n{location}}}\n");
+    }
+    let connections = 2 * hop.task.connections + 100;
     format!(
         "daemon off; master_process off; worker_processes 1; pid nginx.pid;\n\
-         events {{ worker_connections 60000; }}\n\
+         events {{ worker_connections {connections}; }}\n\
          http {{\n\
-         access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s; tcp_nodelay on; client_max_body_size 0;\n\
+         {log} keepalive_requests 1000000000; keepalive_timeout 3600s; tcp_nodelay on; client_max_body_size 0;\n\
          client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
          upstream next {{ server {next}; keepalive 256; keepalive_requests 1000000000; }}\n\
-         server {{\nlisten {listen}{listen_flags};\n{server_tls}location / {{\n{location}}}\n}}\n}}\n"
+         server {{\nlisten {listen}{listen_flags};\n{server_tls}{locations}}}\n}}\n"
     )
 }
 
@@ -77,9 +104,11 @@ fn stream(hop: &Hop<'_>, server_tls: &str, client_tls: &str) -> String {
     format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off; master_process off; worker_processes 1; pid nginx.pid;\n\
-         events {{ worker_connections 60000; }}\n\
+         events {{ worker_connections {}; }}\n\
          stream {{\n\
          server {{\nlisten {}{ssl};\n{server_tls}proxy_pass {}; {proxy_ssl}proxy_timeout 1h;\n{client_tls}}}\n}}\n",
-        hop.listen, hop.next
+        2 * hop.task.connections + 100,
+        hop.listen,
+        hop.next
     )
 }

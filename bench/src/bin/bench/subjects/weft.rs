@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use weft_bench::certificates::{Files, identity};
 
-use super::{Hop, Speaks, Wire};
+use super::{Hop, LIMIT, Speaks, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path) -> Result<Command> {
     let path = hop.write("weft.yaml", &config(hop))?;
@@ -16,7 +16,11 @@ pub(super) fn command(hop: &Hop<'_>, program: &Path) -> Result<Command> {
 }
 
 fn config(hop: &Hop<'_>) -> String {
-    let mut text = "workers: 1\nlog: warn\naccessLog: false\nmaxConnections: 30000\n".to_owned();
+    let mut text = format!(
+        "workers: 1\nlog: warn\naccessLog: {}\nmaxConnections: {}\n",
+        hop.everything(),
+        hop.task.connections.max(10_000) + 100
+    );
     match (hop.accepts, hop.calls) {
         (Wire::Mtls, _) => text += &certificate(&hop.certificates.back),
         (_, Wire::Mtls) => text += &certificate(&hop.certificates.front),
@@ -33,6 +37,13 @@ fn config(hop: &Hop<'_>) -> String {
                 "listeners: {{inbound: [{{address: \"{}\", application: \"{}\", mtls: Strict, protocol: {protocol}}}]}}\n",
                 hop.listen, hop.next
             );
+            if hop.everything() {
+                text += &format!(
+                    "workload: {{inboundRules: [{{port: {}, service: \"bench/app:80\", rules: [{{name: limits/all, \
+                     rateLimit: {{requests: {LIMIT}, perMs: 1000, key: {{identity: true}}}}}}]}}]}}\n",
+                    hop.next.port()
+                );
+            }
         }
         Wire::Plain => {
             let identity = match hop.calls {
@@ -45,6 +56,26 @@ fn config(hop: &Hop<'_>) -> String {
                  - name: bench/app:80\n        endpoints: [{{address: \"{}\"{identity}}}]\n",
                 hop.listen, hop.next
             );
+            if hop.everything() {
+                text += "        breaker: {maxConnections: 10000, maxPendingRequests: 10000, maxConcurrentRequests: 10000, maxRetries: 100}\n        \
+                         outlier: {consecutiveFailures: 5, baseEjectionMs: 1000, maxEjectionMs: 10000, maxEjectedPercent: 50}\n    \
+                         routes: [{name: policy/all, timeoutMs: 15000, retry: {attempts: 2, on: [ConnectFailure, Reset, GatewayError], \
+                         budgetPercent: 20, budgetMinPerSecond: 10}, backends: [{cluster: \"bench/app:80\", weight: 1}]}]\n";
+            }
+            let routes: String = hop
+                .routes()
+                .map(|path| {
+                    // By whole segments, without the slash at the end.
+                    let path = path.trim_end_matches('/');
+                    format!(
+                        "      - {{name: \"policy{path}\", matches: [{{path: {{prefix: \"{path}\"}}}}], \
+                         backends: [{{cluster: \"bench/app:80\", weight: 1}}]}}\n"
+                    )
+                })
+                .collect();
+            if !routes.is_empty() {
+                text = text + "    routes:\n" + &routes;
+            }
         }
     }
     text
