@@ -107,12 +107,11 @@ bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENA
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
 	$(STATIC)/weft-bench --proxy $(STATIC)/weft-proxy --envoy $(CACHE)/envoy/bin/envoy $(BENCH_OPTIONS)
 
-# Its own target directory: frame pointers and symbols mean that every dependency is compiled anew, once.
+# Its own target directory: with symbols every dependency is compiled anew, once. The code is that of the release.
 profile: ## Where Weft's time goes under SCENARIO=a (HOPS=2), as a flame graph; the first time compiles everything
 	@bash $(CLUSTER_DIR)/install-deps.sh bench
 	CARGO_TARGET_DIR=$(CACHE)/target-profile CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
-		RUSTFLAGS="-C target-feature=+crt-static -C force-frame-pointers=yes" \
-		cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
+		RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
 	built=$(CACHE)/target-profile/$(TARGET)/release; $$built/weft-bench --profile --proxy $$built/weft-proxy \
 		$(BENCH_OPTIONS) $(if $(SCENARIO),,--scenario a) $(if $(SECONDS_EACH),,--seconds-each 10)
 

@@ -23,6 +23,10 @@ pub fn collapse(script: &str) -> Stacks {
         if let Some((_, symbol)) = line.trim().split_once(' ') {
             frames.push(short(symbol));
         } else if line.trim().is_empty() && !frames.is_empty() {
+            // Beyond the bytes of the stack that were kept.
+            while frames.len() > 1 && frames.last().is_some_and(|frame| frame == "[unknown]") {
+                frames.pop();
+            }
             frames.reverse();
             *stacks.entry(frames.join(";")).or_default() += 1;
             frames.clear();
@@ -166,6 +170,7 @@ mod tests {
 
             55aa weft_proxy::forward::copy::h0123456789abcdef
             55ab main
+            ffff [unknown]
 
             55ac <alloc::vec::Vec<u8, A> as core::ops::Drop>::drop
             55ab main

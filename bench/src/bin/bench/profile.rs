@@ -16,7 +16,10 @@ use crate::scenario::Scenario;
 use crate::subjects::Subject;
 
 /// Samples a second; not a divisor of what timers do.
-const FREQUENCY: &str = "1999";
+const FREQUENCY: &str = "997";
+/// By unwind tables, which every function has, of so many bytes of the stack: the C library's system calls have no frame
+/// pointers, and without callers they are the largest boxes and say nothing.
+const STACKS: &str = "dwarf,16384";
 /// Of the list of functions.
 const LINES: usize = 25;
 
@@ -59,7 +62,7 @@ async fn recorded(ids: &str, data: &Path, seconds: f64) -> Result<String> {
     // Starts together with the load, and so sees the warm-up's end too; connecting is over by then.
     tokio::time::sleep(load::WARM_UP).await;
     let record = Command::new("perf")
-        .args(["record", "-q", "-e", "cpu-clock", "-F", FREQUENCY, "-g", "-p", ids, "-o"])
+        .args(["record", "-q", "-e", "cpu-clock", "-F", FREQUENCY, "--call-graph", STACKS, "-p", ids, "-o"])
         .arg(data)
         .args(["--", "sleep", &seconds.to_string()])
         .stdin(Stdio::null())
