@@ -7,6 +7,7 @@ pub mod admin;
 pub mod backoff;
 pub mod balance;
 pub mod breaker;
+mod buffers;
 pub mod checks;
 mod clock;
 pub mod connect;

@@ -77,6 +77,10 @@ impl<IO: Abort> Abort for Prefixed<IO> {
     fn abort(&mut self) {
         self.io.abort();
     }
+
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        if self.prefix.is_empty() { self.io.socket() } else { None }
+    }
 }
 
 #[cfg(test)]
