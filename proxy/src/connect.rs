@@ -25,7 +25,7 @@ use crate::lost::Socket;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::shed::is_out_of_files;
-use crate::tls::{Alpn, PeerError, Tls, peer_identity};
+use crate::tls::{Ahead, Alpn, PeerError, Tls, peer_identity};
 
 /// The peer is somebody else.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum Upstream {
     /// To an application.
     Plain(TcpStream),
     /// To another proxy, or to an external service that wants TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Ahead<TcpStream>>>),
 }
 
 /// Connects to `addr`; with an `identity`, by mTLS. `limit` holds for TCP and for the handshake, each.
@@ -79,7 +79,7 @@ pub async fn open(
     let connector = TlsConnector::from(tls.client(alpn));
     // Names the session for resumption; who answers is checked below.
     let name = ServerName::IpAddress(addr.ip().into());
-    let stream = match timeout(limit, connector.connect(name, tcp)).await {
+    let stream = match timeout(limit, connector.connect(name, Ahead::new(tcp))).await {
         Ok(done) => done.map_err(|e| Error::new(Reason::TlsHandshake, e))?,
         Err(elapsed) => return Err(Error::new(Reason::TlsHandshake, elapsed)),
     };
@@ -162,6 +162,13 @@ impl Abort for Counted {
             Upstream::Plain(tcp) => tcp.abort(),
             // See `forward::Abort` of TLS.
             Upstream::Tls(_) => {}
+        }
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Upstream::Plain(tcp) => Some(tcp),
+            Upstream::Tls(_) => None,
         }
     }
 }

@@ -17,7 +17,7 @@ use weft_api::Reason;
 
 use crate::connect::Upstream;
 use crate::error::Error;
-use crate::tls::Alpn;
+use crate::tls::{Ahead, Alpn};
 
 /// RFC 7301: names of HTTP in ALPN.
 const HTTP1: &[u8] = b"http/1.1";
@@ -87,7 +87,7 @@ impl Originate {
         // Fails only when the peer is gone already; the first write will tell.
         let _ = tcp.set_nodelay(true);
         let connector = TlsConnector::from(Arc::clone(self.config(alpn)));
-        let shaken = timeout(limit, connector.connect(self.name.clone(), tcp)).await;
+        let shaken = timeout(limit, connector.connect(self.name.clone(), Ahead::new(tcp))).await;
         let stream = shaken
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|e| Error::new(Reason::TlsHandshake, e))?;

@@ -16,10 +16,15 @@ type Ends = (client::TlsStream<tokio::io::DuplexStream>, server::TlsStream<tokio
 
 // TLS 1.3: the client is done before the server has judged its certificate, so both ends exchange a byte.
 async fn handshake(dialler: &Tls, acceptor: &Tls, alpn: Alpn) -> std::io::Result<Ends> {
+    handshake_by(dialler.client(alpn), acceptor).await
+}
+
+// Of somebody who keeps what it has, sessions included, whatever is changed around it.
+async fn handshake_by(dialler: Arc<ClientConfig>, acceptor: &Tls) -> std::io::Result<Ends> {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::IpAddress(std::net::Ipv4Addr::new(10, 0, 0, 1).into());
     let dial = async {
-        let mut stream = TlsConnector::from(dialler.client(alpn)).connect(name, near).await?;
+        let mut stream = TlsConnector::from(dialler).connect(name, near).await?;
         stream.write_all(b"x").await?;
         stream.read_u8().await?;
         Ok(stream)
@@ -167,6 +172,100 @@ async fn renewal_and_new_roots_swap_without_touching_open_connections() {
     let mut read = [0; 10];
     server.read_exact(&mut read).await.unwrap();
     assert_eq!(&read, b"still here");
+}
+
+#[tokio::test]
+async fn a_kept_session_is_no_way_back_in_once_its_root_is_taken_away() {
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    let front = old.workload(&identity("shop", "front"));
+    let a = Tls::from_der(front.0, front.1, vec![new.root()]).unwrap();
+    let back = new.workload(&identity("shop", "back"));
+    let b = Tls::from_der(back.0, back.1, vec![old.root(), new.root()]).unwrap();
+    let kept = a.client(Alpn::Http2);
+    handshake_by(Arc::clone(&kept), &b).await.unwrap();
+    let (_, resumed) = handshake_by(Arc::clone(&kept), &b).await.unwrap();
+    assert_eq!(resumed.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+
+    b.set_roots(vec![new.root()]).unwrap();
+    for _ in 0..3 {
+        assert!(handshake_by(Arc::clone(&kept), &b).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_kept_session_is_not_resumed_with_a_server_that_was_certified_anew() {
+    let ca = Ca::new("root");
+    let (a, b) =
+        (tls(&ca, ca.workload(&identity("shop", "front"))), tls(&ca, ca.workload(&identity("shop", "back"))));
+    let kept = a.client(Alpn::Tcp);
+    handshake_by(Arc::clone(&kept), &b).await.unwrap();
+    let (chain, key) = ca.workload(&identity("shop", "back"));
+    b.set_identity(chain, key, vec![ca.root()]).unwrap();
+    let (_, server) = handshake_by(kept, &b).await.unwrap();
+    assert_eq!(server.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+}
+
+#[tokio::test]
+async fn an_expired_client_is_nobody_whether_its_session_is_resumed_or_its_leaf_remembered() {
+    let ca = Ca::new("root");
+    let uri = identity("shop", "front").to_string();
+    let a = tls(&ca, ca.issue(&[&uri], &[], Duration::from_secs(3)));
+    let b = tls(&ca, ca.workload(&identity("shop", "back")));
+    let kept = a.client(Alpn::Http1);
+    let mut forgetful = (*kept).clone();
+    forgetful.resumption = Resumption::disabled();
+    let forgetful = Arc::new(forgetful);
+    let (_, server) = handshake_by(Arc::clone(&kept), &b).await.unwrap();
+    assert!(peer_identity(server.get_ref().1.peer_certificates().unwrap()).is_ok());
+    // Now its leaf is known to be well signed.
+    handshake_by(Arc::clone(&forgetful), &b).await.unwrap();
+
+    let end = a.own().unwrap().leaf.not_after + Duration::from_secs(1);
+    tokio::time::sleep(end.duration_since(std::time::SystemTime::now()).unwrap_or_default()).await;
+    let (_, server) = handshake_by(kept, &b).await.unwrap();
+    assert_eq!(server.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    let shown = server.get_ref().1.peer_certificates().unwrap();
+    assert!(matches!(peer_identity(shown), Err(PeerError::Expired)));
+    assert!(handshake_by(forgetful, &b).await.is_err());
+}
+
+#[tokio::test]
+async fn a_remembered_leaf_does_not_vouch_for_another_of_the_same_name() {
+    let (ca, foreign) = (Ca::new("root"), Ca::new("root"));
+    let (me, peer) = (identity("shop", "front"), identity("shop", "back"));
+    let b = tls(&ca, ca.workload(&peer));
+    handshake(&tls(&ca, ca.workload(&me)), &b, Alpn::Tcp).await.unwrap();
+    let (chain, key) = foreign.workload(&me);
+    let forged = Tls::from_der(chain, key, vec![ca.root()]).unwrap();
+    assert!(handshake(&forged, &b, Alpn::Tcp).await.is_err());
+    // Nor for somebody who has seen it, and has another key.
+    let front = ca.workload(&me);
+    let chain = front.0.clone();
+    let real = tls(&ca, front);
+    handshake(&real, &b, Alpn::Tcp).await.unwrap();
+    let other = rustls::crypto::aws_lc_rs::sign::any_supported_type(&ca.workload(&me).1).unwrap();
+    let mut config = (*real.client(Alpn::Tcp)).clone();
+    config.resumption = Resumption::disabled();
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, other)));
+    assert!(handshake_by(Arc::new(config), &b).await.is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_sent_ahead_of_a_handshake_and_the_cheap_cipher_is_agreed() {
+    let ca = Ca::new("root");
+    let (a, b) =
+        (tls(&ca, ca.workload(&identity("shop", "front"))), tls(&ca, ca.workload(&identity("shop", "back"))));
+    assert_eq!(b.server().max_early_data_size, 0);
+    assert!([Alpn::Http1, Alpn::Http2, Alpn::Tcp].iter().all(|alpn| !a.client(*alpn).enable_early_data));
+    let (client, _) = handshake(&a, &b, Alpn::Tcp).await.unwrap();
+    let wanted = if has_aes() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+    } else {
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+    };
+    let session = client.get_ref().1;
+    assert_eq!(session.negotiated_cipher_suite().unwrap().suite(), wanted);
+    assert_eq!(session.negotiated_key_exchange_group().unwrap().name(), rustls::NamedGroup::X25519);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Who is at the other end of a TLS connection: chain verification against the trust bundle, and the SPIFFE identity
 //! in a certificate. It never compares an identity with an expected one: that is the caller's.
 
-use std::sync::Arc;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -57,7 +59,7 @@ pub struct Leaf {
 
 /// The verified peer's identity. Checks the validity times too: a resumed session does not verify the chain again.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerError> {
-    let leaf = leaf(chain)?;
+    let leaf = read_before(chain)?;
     let now = SystemTime::now();
     if now < leaf.not_before {
         return Err(PeerError::NotYetValid);
@@ -65,7 +67,31 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerError
     if now > leaf.not_after {
         return Err(PeerError::Expired);
     }
-    Ok(leaf.identity)
+    Ok(leaf.identity.clone())
+}
+
+/// Certificates of peers that a thread remembers.
+const REMEMBERED: usize = 128;
+
+thread_local! {
+    static LEAVES: RefCell<HashMap<Box<[u8]>, Arc<Leaf>>> = RefCell::default();
+}
+
+/// The same as [`leaf`]. A peer shows the same certificate with each connection, and is asked for it twice: what exactly these
+/// bytes say is remembered.
+fn read_before(chain: &[CertificateDer<'_>]) -> Result<Arc<Leaf>, PeerError> {
+    let der = chain.first().ok_or(PeerError::None)?;
+    if let Some(leaf) = LEAVES.with_borrow(|leaves| leaves.get(&**der).cloned()) {
+        return Ok(leaf);
+    }
+    let leaf = Arc::new(leaf(chain)?);
+    LEAVES.with_borrow_mut(|leaves| {
+        if leaves.len() >= REMEMBERED {
+            leaves.clear();
+        }
+        leaves.insert(Box::from(&**der), Arc::clone(&leaf));
+    });
+    Ok(leaf)
 }
 
 /// Reads the first certificate of a chain, whether or not it is valid now.
@@ -127,16 +153,39 @@ pub(super) fn leads_to(
         .is_ok()
 }
 
+/// Leaves whose signature by a root was verified. It does not change for these very bytes and these very roots: a verifier
+/// is made anew with other roots, and its memory with it. What does change is time, which is looked at always, and
+/// that the peer has the key, which it proves in each handshake. Chains with certificates in between are not remembered.
+#[derive(Debug, Default)]
+struct Signed(Mutex<HashSet<Box<[u8]>>>);
+
+impl Signed {
+    fn holds(&self, leaf: &CertificateDer<'_>, between: &[CertificateDer<'_>]) -> bool {
+        between.is_empty() && self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&**leaf)
+    }
+
+    fn add(&self, leaf: &CertificateDer<'_>, between: &[CertificateDer<'_>]) {
+        if between.is_empty() {
+            let mut leaves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if leaves.len() >= REMEMBERED {
+                leaves.clear();
+            }
+            leaves.insert(Box::from(&**leaf));
+        }
+    }
+}
+
 /// Verifies a server's chain and that it is some workload's; which one, the caller checks.
 #[derive(Debug)]
 pub(super) struct ChainOnly {
     roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
+    signed: Signed,
 }
 
 impl ChainOnly {
     pub(super) fn new(roots: Arc<RootCertStore>, provider: &CryptoProvider) -> Self {
-        Self { roots, algorithms: provider.signature_verification_algorithms }
+        Self { roots, algorithms: provider.signature_verification_algorithms, signed: Signed::default() }
     }
 }
 
@@ -149,14 +198,17 @@ impl ServerCertVerifier for ChainOnly {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        if !self.signed.holds(end_entity, intermediates) {
+            let parsed = ParsedCertificate::try_from(end_entity)?;
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                &self.roots,
+                intermediates,
+                now,
+                self.algorithms.all,
+            )?;
+            self.signed.add(end_entity, intermediates);
+        }
         peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -186,7 +238,10 @@ impl ServerCertVerifier for ChainOnly {
 
 /// Verifies a client's chain as rustls does, and that it is some workload's.
 #[derive(Debug)]
-pub(super) struct SpiffeClients(Arc<dyn ClientCertVerifier>);
+pub(super) struct SpiffeClients {
+    inner: Arc<dyn ClientCertVerifier>,
+    signed: Signed,
+}
 
 impl SpiffeClients {
     pub(super) fn new(
@@ -195,13 +250,14 @@ impl SpiffeClients {
     ) -> Result<Self, VerifierBuilderError> {
         // No hints: they would tell the roots' names to anybody who connects, and peers have one certificate anyway.
         let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
-        Ok(Self(builder.clear_root_hint_subjects().build()?))
+        let inner = builder.clear_root_hint_subjects().build()?;
+        Ok(Self { inner, signed: Signed::default() })
     }
 }
 
 impl ClientCertVerifier for SpiffeClients {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.inner.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -210,9 +266,13 @@ impl ClientCertVerifier for SpiffeClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        if !self.signed.holds(end_entity, intermediates) {
+            // Only its result, which says no more than that there was no error.
+            let _: ClientCertVerified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+            self.signed.add(end_entity, intermediates);
+        }
         peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -221,7 +281,7 @@ impl ClientCertVerifier for SpiffeClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.inner.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -230,10 +290,10 @@ impl ClientCertVerifier for SpiffeClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.inner.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.inner.supported_verify_schemes()
     }
 }

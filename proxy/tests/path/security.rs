@@ -104,6 +104,38 @@ async fn a_client_of_the_mesh_is_served_by_hand_made_mtls_too() {
 }
 
 #[tokio::test]
+async fn a_kept_session_is_judged_as_a_new_one_when_the_policy_has_changed() {
+    let (app, seen) = apps::echo().await;
+    let mesh = Mesh::to(app);
+    strict(&mesh.back, |_| {});
+    let (chain, key) = mesh.ca.workload(&identity("front"));
+    let tls = Tls::from_der(chain, key, vec![mesh.ca.root()]).unwrap();
+    let kept = tls.client(Alpn::Http1);
+    let back = mesh.back.inbound;
+    let ask = async || -> std::io::Result<(Option<rustls::HandshakeKind>, String)> {
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&kept));
+        let name = ServerName::IpAddress(back.ip().into());
+        let mut stream = connector.connect(name, TcpStream::connect(back).await?).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
+        let mut got = String::new();
+        let _ = stream.read_to_string(&mut got).await;
+        Ok((stream.get_ref().1.handshake_kind(), got))
+    };
+    assert!(ask().await.unwrap().1.contains("weft-client-identity"));
+    let (kind, got) = ask().await.unwrap();
+    assert_eq!(kind, Some(rustls::HandshakeKind::Resumed));
+    // Who it has proved to be goes with the session.
+    assert!(got.contains(&format!("weft-client-identity: {}", identity("front"))), "{got}");
+
+    mesh.back.workload("back", |own| own.mtls = v1::MtlsMode::Disable.into());
+    assert!(ask().await.is_err());
+    strict(&mesh.back, |_| {});
+    mesh.back.certify(&Ca::new(), "back", vec![Ca::new().root()]);
+    assert!(ask().await.map_or(true, |(_, got)| got.is_empty()));
+    assert_eq!(seen.requests(), 2);
+}
+
+#[tokio::test]
 async fn strict_refuses_plaintext_with_a_reason_and_serves_the_mesh() {
     let (app, seen) = apps::echo().await;
     let mesh = Mesh::to(app);
