@@ -29,7 +29,7 @@ use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{MtlsMode, Protocol, Snapshot};
 use crate::tcp::{self, Opaque};
-use crate::tls::{Alpn, peer_identity};
+use crate::tls::{Ahead, Alpn, peer_identity};
 use crate::worker::Worker;
 
 /// A client that has not spoken by then may be waiting for the application to speak first. Longer than for outgoing
@@ -129,17 +129,21 @@ impl Connection<'_> {
         let (first, upstream) = match spoke {
             Spoke::Client(first) => (first, None),
             Spoke::ClientOpaque(first, upstream) => (first, Some(upstream)),
-            Spoke::Server { upstream, .. } => return self.copy(None, client, Some(upstream)).await,
+            Spoke::Server { upstream, .. } => return Box::pin(self.copy(None, client, Some(upstream))).await,
             Spoke::Nobody(error) => return self.opaque().refuse(&error),
         };
         match first {
             First::Nothing => {}
             First::Tls(hello) if hello.weft => self.by_mtls(client).await,
-            _ if self.mode == MtlsMode::Strict => self.refuse_plaintext(first, client).await,
-            First::Http1 if self.takes_http() => self.http(Wire::Http1, client, Peer::Outside).await,
-            First::Http2 if self.takes_http() => self.http(Wire::Http2, client, Peer::Outside).await,
-            First::Http1 | First::Http2 | First::Opaque => self.copy(None, client, upstream).await,
-            First::Tls(hello) => self.copy(Some(hello), client, upstream).await,
+            _ if self.mode == MtlsMode::Strict => Box::pin(self.refuse_plaintext(first, client)).await,
+            First::Http1 if self.takes_http() => {
+                Box::pin(self.http(Wire::Http1, client, Peer::Outside)).await
+            }
+            First::Http2 if self.takes_http() => {
+                Box::pin(self.http(Wire::Http2, client, Peer::Outside)).await
+            }
+            First::Http1 | First::Http2 | First::Opaque => Box::pin(self.copy(None, client, upstream)).await,
+            First::Tls(hello) => Box::pin(self.copy(Some(hello), client, upstream)).await,
         }
     }
 
@@ -153,7 +157,7 @@ impl Connection<'_> {
             return self.refuse(Reason::ClientCertificate, Some("mTLS is disabled for this port"));
         }
         let acceptor = TlsAcceptor::from(self.worker.proxy.tls.server());
-        let tls = match timeout(HANDSHAKE, Box::pin(acceptor.accept(client))).await {
+        let tls = match timeout(HANDSHAKE, Box::pin(acceptor.accept(Ahead::new(client)))).await {
             Ok(Ok(tls)) => Box::new(tls),
             Ok(Err(e)) => {
                 let of_client = matches!(
@@ -169,11 +173,12 @@ impl Connection<'_> {
             Ok(verified) => verified,
             Err(error) => return self.refuse(error.reason(), error.detail().as_deref()),
         };
+        // Each boxed: for as long as the connection lasts, it shall hold what it serves, and not what it might have.
         match alpn {
-            Alpn::Http1 => self.http(Wire::Http1, tls, peer).await,
-            Alpn::Http2 => self.http(Wire::Http2, tls, peer).await,
+            Alpn::Http1 => Box::pin(self.http(Wire::Http1, tls, peer)).await,
+            Alpn::Http2 => Box::pin(self.http(Wire::Http2, tls, peer)).await,
             Alpn::Tcp if self.limited() || self.speaks_http() => Box::pin(self.tunnelled(tls, peer)).await,
-            Alpn::Tcp => self.copy_of(peer, tls).await,
+            Alpn::Tcp => Box::pin(self.copy_of(peer, tls)).await,
         }
     }
 
@@ -198,7 +203,7 @@ impl Connection<'_> {
     /// Opaque bytes by mTLS to a port that has limits or is declared to speak HTTP. They may be HTTP all the same, of a client
     /// that spoke late, or that the other proxy was made to take for something else: past the HTTP server it could state any
     /// identity.
-    async fn tunnelled(self, mut tls: Box<TlsStream<Prefixed<TcpStream>>>, peer: Peer) {
+    async fn tunnelled(self, mut tls: Box<TlsStream<Ahead<Prefixed<TcpStream>>>>, peer: Peer) {
         let mut head = BytesMut::new();
         let first = self.first_by_protocol(&mut tls, &mut head).await;
         let client = Prefixed::new(head.freeze(), tls);

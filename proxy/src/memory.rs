@@ -66,6 +66,57 @@ pub fn give_back() {
     }
 }
 
+/// Lets go of the pages of the program's code, most of which only the start, or a burst, has needed. What runs from now on comes
+/// back from the page cache as it is needed. Code is never written to, so nothing is lost: constants and tables stay, because some of
+/// them were changed when the program was loaded (relocations).
+pub fn forget_code() {
+    #[cfg(target_os = "linux")]
+    if let Some((from, to)) = fs::read_to_string("/proc/self/maps").ok().and_then(|maps| code(&maps)) {
+        // SAFETY: a mapping of this process that is private, of a file, executable and not writable (proc(5)); dropped pages
+        // of such a one are read from the file again when they are touched (madvise(2), MADV_DONTNEED).
+        unsafe {
+            libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// The addresses of the mapping that holds this very function, if it is of the kind above.
+fn code(maps: &str) -> Option<(usize, usize)> {
+    let here = code as fn(&str) -> Option<(usize, usize)> as usize;
+    maps.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (from, to) = words.next()?.split_once('-')?;
+        let (from, to) = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
+        let of_file = words.next()? == "r-xp" && words.next_back()?.starts_with('/');
+        (of_file && (from..to).contains(&here)).then_some((from, to))
+    })
+}
+
+/// Notices that many connections have ended, whose memory the allocator would keep.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tide {
+    high: usize,
+}
+
+impl Tide {
+    /// Fewer than this are not worth the work.
+    const MANY: usize = 100;
+
+    /// With how many are open now, looked at every now and then. True: once, when most of those at the highest point are gone.
+    pub fn has_gone_out(&mut self, open: usize) -> bool {
+        if open >= self.high {
+            self.high = open;
+            return false;
+        }
+        let gone = self.high - open;
+        let out = gone >= Self::MANY && gone * 2 >= self.high;
+        if out {
+            self.high = open;
+        }
+        out
+    }
+}
+
 /// Whether memory is short after it was or was not.
 #[must_use]
 pub const fn is_short(limit: u64, resident: u64, was: bool) -> bool {
@@ -158,5 +209,33 @@ mod tests {
         for bad in ["", "0", "1MB", "Mi", "99999999999Gi", "-1"] {
             assert!(quantity(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn memory_is_given_back_once_after_each_burst_and_not_for_a_few() {
+        let mut tide = Tide::default();
+        let seen: Vec<bool> =
+            [10, 1000, 900, 501, 500, 400, 350, 1, 90, 3].map(|open| tide.has_gone_out(open)).to_vec();
+        let wanted = [false, false, false, false, true, false, false, true, false, false];
+        assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn code_is_found_among_the_mappings_and_nothing_else_is_taken_for_it() {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let (from, to) = code(&maps).unwrap();
+        assert!(from < to);
+        let here = format!("{from:x}-{to:x}");
+        for other in [
+            format!("{here} r-xp 00000000 00:00 0"),
+            format!("{here} rwxp 00001000 fe:01 7 /bin/weft-proxy"),
+            format!("{here} r--p 00001000 fe:01 7 /bin/weft-proxy"),
+            format!("1000-2000 r-xp 00001000 fe:01 7 /bin/weft-proxy"),
+            "nonsense".to_owned(),
+        ] {
+            assert_eq!(code(&other), None, "{other}");
+        }
+        assert_eq!(code(&format!("{here} r-xp 00001000 fe:01 7 /bin/weft-proxy")), Some((from, to)));
+        forget_code();
     }
 }

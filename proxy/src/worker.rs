@@ -28,10 +28,12 @@ use crate::proxy::{Leaving, Proxy};
 use crate::record::Direction;
 use crate::shed::{Shed, Want, is_out_of_files};
 use crate::snapshot::{Cluster, Endpoint};
-use crate::{inbound, outbound};
+use crate::{inbound, memory, outbound};
 
 /// How often connections that are not needed any more are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// After so many sweeps the start is over, as far as this worker goes, and certificates and configuration have come.
+const STARTED: [u64; 2] = [2, 30];
 /// Wait after a failed accept: the usual causes (out of files or memory) pass by themselves.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Connections that are accepted in a row.
@@ -228,12 +230,20 @@ impl Worker {
         let mut changed = self.proxy.store.changed();
         let mut tick = tokio::time::interval(SWEEP);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut tide, mut ticks) = (memory::Tide::default(), 0_u64);
         loop {
             tokio::select! {
-                _ = tick.tick() => {}
+                _ = tick.tick() => ticks += 1,
                 Ok(()) = changed.changed() => {}
             }
             self.pool.sweep();
+            if STARTED.contains(&ticks) {
+                memory::forget_code();
+            }
+            if tide.has_gone_out(self.tasks.len()) {
+                memory::give_back();
+                memory::forget_code();
+            }
         }
     }
 }
