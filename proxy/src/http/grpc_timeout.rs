@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::headers;
+
 /// See the module.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// At most eight digits.
@@ -43,7 +45,9 @@ pub fn write(left: Duration) -> HeaderValue {
     } else {
         format!("{}S", u128::from(left.as_secs()).min(END - 1))
     };
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("1u"))
+    let mut value = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("1u"));
+    headers::passing(&mut value);
+    value
 }
 
 #[cfg(test)]

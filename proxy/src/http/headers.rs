@@ -218,15 +218,24 @@ pub fn ensure_host(headers: &mut HeaderMap, destination: SocketAddr) {
 
 /// The request's id; makes one when there is none, or none that is fit for a log.
 pub fn request_id(headers: &mut HeaderMap, rng: &mut impl RngCore) -> HeaderValue {
-    if let Some(id) = headers.get(REQUEST_ID) {
+    if let Some(id) = headers.get_mut(REQUEST_ID) {
         let fits = (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
         if fits {
+            passing(id);
             return id.clone();
         }
     }
-    let id = fresh_id(rng);
+    let mut id = fresh_id(rng);
+    passing(&mut id);
     headers.insert(REQUEST_ID, id.clone());
     id
+}
+
+/// Marks a value that does not come again. Otherwise HTTP/2 keeps each in the tables of both ends, looks through all of them
+/// for the next one, and drops those that do come again to make room (RFC 7541 section 6.2.3; h2 searches the values of
+/// a name one by one).
+pub fn passing(value: &mut HeaderValue) {
+    value.set_sensitive(true);
 }
 
 fn fresh_id(rng: &mut impl RngCore) -> HeaderValue {
@@ -296,7 +305,8 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 /// The `grpc-status` of trailers, or of the head of a trailers-only response.
 #[must_use]
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -339,6 +349,15 @@ mod tests {
         forward_request(&mut h, Version::HTTP_11);
         let wanted = headers(&[("connection", "te"), ("te", "trailers"), ("host", "a"), ("accept", "*/*")]);
         assert_eq!(h, wanted);
+    }
+
+    #[test]
+    fn an_id_does_not_come_again_and_is_not_kept_in_tables() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let (mut fresh, mut given) = (HeaderMap::new(), headers(&[("x-request-id", "abc")]));
+        assert!(request_id(&mut fresh, &mut rng).is_sensitive() && fresh[REQUEST_ID].is_sensitive());
+        assert_eq!(request_id(&mut given, &mut rng), "abc");
+        assert!(given[REQUEST_ID].is_sensitive());
     }
 
     #[test]
