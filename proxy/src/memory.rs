@@ -230,7 +230,7 @@ mod tests {
             format!("{here} r-xp 00000000 00:00 0"),
             format!("{here} rwxp 00001000 fe:01 7 /bin/weft-proxy"),
             format!("{here} r--p 00001000 fe:01 7 /bin/weft-proxy"),
-            format!("1000-2000 r-xp 00001000 fe:01 7 /bin/weft-proxy"),
+            "1000-2000 r-xp 00001000 fe:01 7 /bin/weft-proxy".to_owned(),
             "nonsense".to_owned(),
         ] {
             assert_eq!(code(&other), None, "{other}");

@@ -155,7 +155,8 @@ where
     H: Handler,
 {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let handled = Rc::clone(&handler).handle(request.map(Incoming::Hyper), Wire::Http2);
+        // Boxed: hyper moves it about on its way into a task of its own, and it is large.
+        let handled = Box::pin(Rc::clone(&handler).handle(request.map(Incoming::Hyper), Wire::Http2));
         async move { Ok::<_, Infallible>(handled.await) }
     });
     let connection = http2::Builder::new(LocalExec)
