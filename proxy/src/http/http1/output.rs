@@ -88,7 +88,11 @@ impl Output {
                     Ok(data) => self.data(data),
                     Err(frame) => self.end(frame.into_trailers().ok())?,
                 },
-                Poll::Ready(Some(Err(e))) => return Err(Unwritten::Body(e)),
+                Poll::Ready(Some(Err(e))) => {
+                    // Whatever it says of itself from now on, it has no end that could be written.
+                    self.ended = true;
+                    return Err(Unwritten::Body(e));
+                }
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => break,
             }
@@ -160,5 +164,71 @@ impl Output {
             part.advance(of_part);
             n -= of_part;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::body::Frame;
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    /// Gives what it was given, then says that it has ended.
+    struct Pieces(VecDeque<Result<&'static [u8], &'static str>>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            let next = self.0.pop_front();
+            Poll::Ready(next.map(|piece| piece.map(|data| Frame::data(Bytes::from_static(data)))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    /// What is written of a body, and whether all of it was taken.
+    fn written(pieces: &[Result<&'static [u8], &'static str>], length: Length) -> (String, bool) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut output = Output::new(BytesMut::from("head "), Some(length), Vec::new());
+        let mut body = Pieces(pieces.iter().copied().collect());
+        let (mut out, mut whole) = (Vec::new(), true);
+        for _ in 0..10 {
+            // Asked again after it has failed, as when what came before it could not be written at once.
+            whole &= output.take(&mut body, &mut cx).is_ok();
+            assert!(matches!(output.poll_write(&mut out, &mut cx), Poll::Ready(Ok(()))));
+        }
+        (String::from_utf8(out).unwrap(), whole)
+    }
+
+    #[test]
+    fn a_body_is_written_with_its_end() {
+        let body = [Ok(b"ab".as_slice()), Ok(b"c".as_slice())];
+        assert_eq!(written(&body, Length::Sized(3)), ("head abc".into(), true));
+        assert_eq!(written(&body, Length::Chunked), ("head 2\r\nab\r\n1\r\nc\r\n0\r\n\r\n".into(), true));
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_is_never_given_an_end() {
+        let body = [Ok(b"ab".as_slice()), Err("broken")];
+        assert_eq!(written(&body, Length::Chunked), ("head 2\r\nab\r\n".into(), false));
+        assert_eq!(written(&body, Length::Sized(5)), ("head ab".into(), false));
+        assert_eq!(written(&[Ok(b"ab".as_slice())], Length::Sized(5)), ("head ab".into(), false));
+    }
+
+    #[test]
+    fn no_more_is_written_than_the_head_says_and_large_frames_keep_their_place() {
+        static LARGE: [u8; 2 * SMALL] = [b'x'; 2 * SMALL];
+        assert_eq!(written(&[Ok(b"abcdef".as_slice())], Length::Sized(2)), ("head ab".into(), true));
+        let (text, whole) = written(&[Ok(b"a".as_slice()), Ok(&LARGE), Ok(b"b".as_slice())], Length::Chunked);
+        let wanted = format!("head 1\r\na\r\n2000\r\n{}\r\n1\r\nb\r\n0\r\n\r\n", "x".repeat(2 * SMALL));
+        assert!(whole && text == wanted, "{} bytes", text.len());
     }
 }

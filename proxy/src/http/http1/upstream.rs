@@ -263,9 +263,13 @@ impl Inner {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if !self.sent
-            && let Poll::Ready(Err(Failed::Body(e))) = self.poll_send(cx)
+            && let Poll::Ready(Err(failed)) = self.poll_send(cx)
         {
-            return Poll::Ready(Some(Err(Broken::Request(Box::new(e)))));
+            // The response may still come whole; another request cannot follow half of one.
+            self.keep = false;
+            if let Failed::Body(e) = failed {
+                return Poll::Ready(Some(Err(Broken::Request(Box::new(e)))));
+            }
         }
         let next = ready!(self.poll_data(cx)).transpose();
         if matches!(next, Some(Err(_))) {
