@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 /// together. A missing one does not bound.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("has(self.maxConcurrentRequests) || has(self.maxRetries)").message(
-        "rules[].circuitBreaker bounds nothing: give it maxConcurrentRequests or maxRetries, or leave it out; connections and waiting for them are bounded in the MeshService"
+    validation = Rule::new("has(self.maxPendingRequests) || has(self.maxConcurrentRequests) || has(self.maxRetries)").message(
+        "rules[].circuitBreaker bounds nothing: give it maxPendingRequests, maxConcurrentRequests or maxRetries, or leave it out; connections are shared by all rules, so they are bounded in the MeshService"
     )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RuleCircuitBreaker {
+    /// Requests of the rule that wait for a connection at a time; beyond it 503 `breaker-pending`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_pending_requests: Option<u32>,
     /// Requests of the rule under way at a time; beyond it 503 `breaker-open`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]

@@ -243,9 +243,13 @@ fn a_rate_limit_is_bounded_and_its_key_says_of_what() {
 fn the_circuit_breaker_of_a_rule_bounds_something() {
     let breaker = |breaker: Value| with_rule(json!({ "circuitBreaker": breaker }));
     passes(POLICY, breaker(json!({ "maxConcurrentRequests": 1 })));
+    passes(POLICY, breaker(json!({ "maxPendingRequests": 1 })));
     passes(POLICY, breaker(json!({ "maxRetries": 1_000_000 })));
     refused(POLICY, breaker(json!({})), "bounds nothing");
-    refused(POLICY, breaker(json!({ "maxConcurrentRequests": 0 })), "minimum");
+    for field in ["maxPendingRequests", "maxConcurrentRequests", "maxRetries"] {
+        refused(POLICY, breaker(json!({ field: 0 })), "minimum");
+        refused(POLICY, breaker(json!({ field: 1_000_001 })), "maximum");
+    }
     refused(POLICY, breaker(json!({ "maxConnections": 1 })), "unknown maxConnections");
 }
 

@@ -251,6 +251,12 @@ impl Route {
         }
     }
 
+    /// The rule's own breaker, where it bounds how many of its requests wait for a connection.
+    #[must_use]
+    pub fn bound_on_waiting(&self) -> Option<Arc<Breaker>> {
+        self.breaker.as_ref().filter(|own| own.limits().pending.is_some()).map(Arc::clone)
+    }
+
     fn hit(&self, asked: &Asked<'_>) -> Option<Hit<'_>> {
         hit(&self.matches, asked).map(|matching| Hit { route: self, matching })
     }

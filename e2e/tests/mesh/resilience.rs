@@ -88,6 +88,37 @@ fn a_rule_has_a_breaker_of_its_own() {
 }
 
 #[test]
+fn a_rule_bounds_how_many_of_its_requests_wait_for_a_connection() {
+    scenario("rule-pending", Injection::Label, |ns| {
+        App::new("back").deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        ns.apply_json(&mesh_service(json!({ "circuitBreaker": { "maxConnections": 1 } })))?;
+        ns.apply_json(&super::policy::policy(
+            "back",
+            json!([{ "match": [{ "path": { "prefix": "/delay" } }], "circuitBreaker": { "maxPendingRequests": 2 } }]),
+        ))?;
+        eventually(
+            "one is served, two wait for its connection, the others are refused",
+            Duration::from_secs(20),
+            || {
+                let replies = client.get_many("http://back/delay/500ms", 10, 10, &[])?;
+                let pending = |r: &&Reply| r.status == 503 && r.reason() == Reason::BreakerPending.as_str();
+                let refused = replies.iter().filter(pending).count();
+                let served = replies.iter().filter(|r| r.status == 200).count();
+                ensure!(
+                    (7..=8).contains(&refused) && served + refused == 10,
+                    "{served} served, {refused} refused"
+                );
+                Ok(())
+            },
+        )?;
+        let others = client.get_many("http://back/", 20, 5, &[])?;
+        ensure!(others.iter().all(|r| r.status == 200), "the service's other requests are bounded too");
+        Ok(())
+    });
+}
+
+#[test]
 fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_shows_it() {
     scenario("adaptive", Injection::Label, |ns| {
         App::new("back").deploy(ns)?;

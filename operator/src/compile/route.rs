@@ -50,9 +50,11 @@ pub fn rule(
 
 fn breaker(given: &crd::RuleCircuitBreaker) -> v1::Breaker {
     v1::Breaker {
+        // Connections are shared by all rules.
+        max_connections: 0,
+        max_pending_requests: given.max_pending_requests.unwrap_or(0),
         max_concurrent_requests: given.max_concurrent_requests.unwrap_or(0),
         max_retries: given.max_retries.unwrap_or(0),
-        ..v1::Breaker::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
@@ -24,7 +25,7 @@ use super::incoming::Incoming;
 use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
 use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW};
-use crate::breaker::Permit;
+use crate::breaker::{Breaker, Permit};
 use crate::connect::Counted;
 use crate::error::{Error, find};
 use crate::lost::Socket;
@@ -56,6 +57,8 @@ pub(crate) struct Template {
     pub(crate) repeatable: bool,
     /// Of a gRPC call: what is left until then is told to the upstream.
     pub(crate) grpc_deadline: Option<Instant>,
+    /// Where its rule bounds how many wait for a connection.
+    pub(crate) rule: Option<Arc<Breaker>>,
 }
 
 /// What is spoken to the upstream: what the client speaks.
@@ -102,9 +105,9 @@ pub(crate) async fn send(
         let fresh = stale >= MAX_STALE;
         let (sent, reused, held) = match template.version {
             Wire::Http1 => {
-                let certain = !template.repeatable;
-                let (mut lent, reused) =
-                    http1(worker, &host, to, fresh, certain, elsewhere).await.map_err(Failure::of_connect)?;
+                let (mut lent, reused) = http1(worker, &host, to, fresh, template, elsewhere)
+                    .await
+                    .map_err(Failure::of_connect)?;
                 let (socket, headers) = (lent.watched(), template.head());
                 let sending =
                     lent.connection().send(&template.method, &template.uri, &headers, template.body.open());
@@ -112,8 +115,9 @@ pub(crate) async fn send(
                 (sent.map(|sent| sent.map_err(failure)), reused, Held::Http1(lent))
             }
             Wire::Http2 => {
-                let (stream, reused) =
-                    http2(worker, &host, to, fresh, elsewhere).await.map_err(Failure::of_connect)?;
+                let (stream, reused) = http2(worker, &host, to, fresh, template, elsewhere)
+                    .await
+                    .map_err(Failure::of_connect)?;
                 let sending = stream.0.sender.clone().try_send_request(template.request());
                 let sent = answered(worker, to, template, elsewhere, stream.0.watched.clone(), sending).await;
                 if sent.as_ref().is_some_and(Result::is_err) && stream.0.sender.is_closed() {
@@ -224,14 +228,14 @@ async fn http1(
     host: &Rc<Host>,
     to: &Destination,
     fresh: bool,
-    certain: bool,
+    template: &Template,
     elsewhere: Elsewhere<'_>,
 ) -> Result<(Lent, bool), Error> {
-    let idle = || if fresh { None } else { host.idle_http1(certain) };
+    let idle = || if fresh { None } else { host.idle_http1(!template.repeatable) };
     if let Some(lent) = idle() {
         return Ok((lent, true));
     }
-    let _pending = to.pending()?;
+    let _pending = to.pending(template.rule.as_deref())?;
     let permit = match place(worker, to, idle).await? {
         Place::Idle(lent) => return Ok((lent, true)),
         Place::Dial(permit) => permit,
@@ -257,12 +261,13 @@ async fn http2(
     host: &Rc<Host>,
     to: &Destination,
     fresh: bool,
+    template: &Template,
     elsewhere: Elsewhere<'_>,
 ) -> Result<(Stream, bool), Error> {
     if !fresh && let Some(stream) = host.shared_http2(true) {
         return Ok((stream, true));
     }
-    let _pending = to.pending()?;
+    let _pending = to.pending(template.rule.as_deref())?;
     let before = host.dialled.borrow().0;
     let _dialling = host.dialling.lock().await;
     let (dials, failure) = host.dialled.borrow().clone();
@@ -367,11 +372,14 @@ async fn place<T>(
 }
 
 impl Destination {
-    fn pending(&self) -> Result<Option<Permit>, Reason> {
-        match self {
-            Self::Endpoint { cluster, .. } => cluster.breaker.pending().map(Some),
-            Self::App(_) => Ok(None),
-        }
+    /// A place among those that wait for a connection: the cluster's, and one of the rule's where that bounds them.
+    fn pending(&self, rule: Option<&Breaker>) -> Result<Option<Permit>, Reason> {
+        let Self::Endpoint { cluster, .. } = self else { return Ok(None) };
+        let permit = cluster.breaker.pending()?;
+        Ok(Some(match rule {
+            None => permit,
+            Some(own) => permit.and(own.pending()?),
+        }))
     }
 
     fn permit(&self) -> Result<Option<Permit>, Reason> {

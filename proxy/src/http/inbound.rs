@@ -236,6 +236,7 @@ impl Inbound {
             version: wire,
             // The caller's proxy has seen to that.
             grpc_deadline: None,
+            rule: None,
         }
     }
 }

@@ -47,6 +47,7 @@ pub(super) fn begin(worker: &Rc<Worker>, mirror: &Mirror, template: &Template, d
         version: template.version,
         repeatable: false,
         grpc_deadline: template.grpc_deadline,
+        rule: None,
     };
     if copy.version == Wire::Http2 && mirror.cluster.tls.is_some() {
         headers::to_https(&mut copy.uri);

@@ -321,6 +321,7 @@ impl Outbound {
             body: exchange.body.clone(),
             version: wire,
             grpc_deadline: None,
+            rule: route.bound_on_waiting(),
         };
         (template, upgrade)
     }

@@ -368,6 +368,25 @@ fn a_request_beyond_the_adaptive_limit_or_a_retry_beyond_the_rules_is_refused() 
     assert!(route.admit(cluster).is_ok());
     let _retry = route.admit_retry(cluster).unwrap();
     assert!(route.admit_retry(cluster).is_none());
+    assert!(route.bound_on_waiting().is_none());
+}
+
+#[test]
+fn a_rules_bound_on_waiting_is_its_own_and_outlives_updates() {
+    let of = |pending| {
+        let mut service = service(&["10.0.0.1:8080"]);
+        service.routes[0].breaker = Some(v1::Breaker { max_pending_requests: pending, ..Default::default() });
+        of_services(vec![service])
+    };
+    let first = applied(&Snapshot::default(), &of(1));
+    let waiting = |snapshot: &Snapshot| snapshot.services[KEY].routes[0].bound_on_waiting().unwrap();
+    let _waits = waiting(&first).pending().unwrap();
+    assert_eq!(waiting(&first).pending().err(), Some(weft_api::Reason::BreakerPending));
+    let cluster = &first.services[KEY].clusters[0];
+    assert_eq!(cluster.breaker.open(), [0; 4], "the cluster's places are others");
+    let next = applied(&first, &of(2));
+    let _second = waiting(&next).pending().unwrap();
+    assert!(waiting(&next).pending().is_err());
 }
 
 fn limited(limit: v1::RateLimit) -> v1::Workload {

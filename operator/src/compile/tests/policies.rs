@@ -24,7 +24,7 @@ fn rules_become_routes_in_order_and_the_last_route_takes_the_rest() {
         "targetRefs": [{ "kind": "Service", "name": "back" }],
         "rules": [
             { "name": "beta", "match": [{ "path": { "prefix": "/b" }, "method": "GET", "headers": [{ "name": "X-Beta", "exact": "1" }] }],
-              "split": [{ "subset": "v2", "weight": 1 }], "timeout": "1s500ms", "circuitBreaker": { "maxConcurrentRequests": 7 },
+              "split": [{ "subset": "v2", "weight": 1 }], "timeout": "1s500ms", "circuitBreaker": { "maxConcurrentRequests": 7, "maxPendingRequests": 3 },
               "retry": { "attempts": 5, "retryOn": ["GatewayError"], "perTryTimeout": "100ms" } },
             { "split": [{ "subset": "v1", "weight": 90 }, { "subset": "v2", "weight": 10 }, { "weight": 0 }] },
         ],
@@ -38,7 +38,11 @@ fn rules_become_routes_in_order_and_the_last_route_takes_the_rest() {
     assert_eq!(beta.retry.as_ref().unwrap().per_try_timeout_ms, 100);
     assert_eq!(
         beta.breaker,
-        Some(weft_api::v1::Breaker { max_concurrent_requests: 7, ..Default::default() })
+        Some(weft_api::v1::Breaker {
+            max_concurrent_requests: 7,
+            max_pending_requests: 3,
+            ..Default::default()
+        })
     );
     assert_eq!(service.routes[1].breaker, None);
     assert_eq!(backends(&service.routes[1]), [("shop/back:80/v1", 90), ("shop/back:80/v2", 10)]);
