@@ -75,6 +75,7 @@ pub struct Metrics {
     config_files_refused: Counter,
     adaptive: Family<ClusterLabels, Gauge>,
     memory_short: Gauge,
+    tasks: Gauge,
 }
 
 /// What became of the wish to retry.
@@ -225,6 +226,7 @@ impl Metrics {
                 "memory_short",
                 "Workers that refuse new work because memory is short",
             ),
+            tasks: registered(&mut r, "tasks", "Tasks of the data path that have not ended"),
             registry: Registry::default(),
         };
         let by_direction = [Direction::Inbound, Direction::Outbound];
@@ -292,6 +294,12 @@ impl Metrics {
     /// A connection was refused before anything of it was served, so that there is no record of it.
     pub fn refusal(&self, direction: Direction, reason: Reason) {
         self.refusals.get_or_create(&[("direction", direction.as_str()), ("reason", reason.as_str())]).inc();
+    }
+
+    /// A worker has so many tasks, and had so many when it last said so.
+    pub fn tasks(&self, now: usize, before: usize) {
+        let count = |tasks: usize| i64::try_from(tasks).unwrap_or(i64::MAX);
+        self.tasks.inc_by(count(now) - count(before));
     }
 
     /// A client's connection was accepted.

@@ -157,6 +157,8 @@ impl Worker {
         spawn_local(async move { sweeping.sweep().await });
         let looking = Rc::clone(&self);
         spawn_local(async move { looking.lost.run().await });
+        let counting = Rc::clone(&self);
+        spawn_local(async move { counting.count_tasks().await });
         let drained = async {
             self.drain.cancelled().await;
             self.tasks.close();
@@ -165,6 +167,15 @@ impl Worker {
         if exit.run_until_cancelled(drained).await.is_none() {
             // What is open is dropped with the runtime.
             self.cut_off.set(true);
+        }
+    }
+
+    async fn count_tasks(&self) {
+        let (runtime, mut tasks) = (tokio::runtime::Handle::current().metrics(), 0);
+        loop {
+            let before = std::mem::replace(&mut tasks, runtime.num_alive_tasks());
+            self.proxy.metrics.tasks(tasks, before);
+            tokio::time::sleep(SWEEP).await;
         }
     }
 

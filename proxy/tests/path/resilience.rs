@@ -462,3 +462,32 @@ async fn opaque_connections_beyond_the_limit_are_closed_with_the_reason() {
     first.write_all(b"y").await.unwrap();
     first.read_exact(&mut [0]).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_tasks_of_connections_are_counted_and_end_with_them() {
+    let (app, _) = apps::echo().await;
+    let node = plain(&[app], |service| service.clusters[0].idle_timeout_ms = 300);
+    let tasks = || {
+        let metrics = node.metrics.encode();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("weft_tasks "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let settles = async |what: &str, wanted: &dyn Fn(u64) -> bool| {
+        let begun = Instant::now();
+        while !wanted(tasks()) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {} tasks", tasks());
+            sleep(Duration::from_millis(100)).await;
+        }
+        tasks()
+    };
+    let at_rest = settles("a worker has tasks of its own", &|now| now > 0).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = Http1::connect(node.outbound).await;
+        assert_eq!(client.send(get("/")).await.unwrap().status, 200);
+        clients.push(client);
+    }
+    settles("one for each connection at least", &|now| now >= at_rest + 20).await;
+    drop(clients);
+    settles("as before", &|now| now <= at_rest).await;
+}

@@ -1,6 +1,6 @@
 //! `weft-soak`: two proxies with mTLS between them under churn of endpoints, routes, policies and origins, and clients of
 //! every manner. Afterwards, at rest, the proxies must hold what they held before: memory within 10 %, no more
-//! descriptors, no open connection. Loads only loopback, for a bounded time, and ends all that it started.
+//! descriptors, no open connection, no more tasks. Loads only loopback, for a bounded time, and ends all that it started.
 #![allow(clippy::print_stdout, reason = "the report is the output")]
 
 mod clients;
@@ -32,6 +32,8 @@ const MEMORY_PERCENT: u64 = 10;
 
 /// Gauges that must be 0 at rest.
 const AT_REST: [&str; 2] = ["weft_connections", "weft_upstream_connections"];
+/// The gauge that must not be above what it was. It is looked at once a second.
+const TASKS: &str = "weft_tasks";
 
 /// Churn for a while; the proxies must be afterwards as they were before.
 #[derive(Parser)]
@@ -83,15 +85,17 @@ async fn main() -> Result<()> {
     world.churn(Duration::from_secs(options.warm_up), options.clients, &counts).await?;
     let start = world.rested(options.rest).await?;
     let before: Vec<u64> = [&counts.done, &counts.failed].map(|count| count.load(Ordering::Relaxed)).into();
-    println!("at rest: {}", line(&start));
+    let tasks = world.tasks().await?;
+    println!("at rest: {}; tasks {tasks:?}", line(&start));
 
     println!("churn for {} s", options.seconds);
     world.churn(Duration::from_secs(options.seconds), options.clients, &counts).await?;
     let peak = world.usage()?;
     let end = world.rested(options.rest).await?;
-    println!("at rest: {}", line(&end));
+    let tasks_at_end = world.tasks().await?;
+    println!("at rest: {}; tasks {tasks_at_end:?}", line(&end));
 
-    let problems = world.judge(&start, &end, &counts).await;
+    let problems = world.judge(&start, &end, [tasks, tasks_at_end], &counts).await;
     let report = json!({
         "seconds": options.seconds,
         "seed": options.seed,
@@ -99,6 +103,7 @@ async fn main() -> Result<()> {
         "rounds": counts.done.load(Ordering::Relaxed) - before[0],
         "failedRounds": counts.failed.load(Ordering::Relaxed) - before[1],
         "stuckRounds": counts.stuck.load(Ordering::Relaxed),
+        "tasksAtStart": tasks, "tasksAtEnd": tasks_at_end,
         "start": shown(&start), "lastUnderLoad": shown(&peak), "end": shown(&end),
         "problems": problems,
     });
@@ -213,8 +218,31 @@ impl World {
         self.usage()
     }
 
-    async fn judge(&self, start: &[Usage; 2], end: &[Usage; 2], counts: &Counts) -> Vec<String> {
+    /// Of both proxies, when nothing is open: once more than the time between two looks has passed.
+    async fn tasks(&self) -> Result<[f64; 2]> {
+        sleep(Duration::from_millis(2500)).await;
+        let mut tasks = [0.0; 2];
+        for (tasks, proxy) in tasks.iter_mut().zip([&self.front, &self.back]) {
+            *tasks = proxy.metric(TASKS).await.context("a proxy does not show its tasks")?;
+        }
+        Ok(tasks)
+    }
+
+    async fn judge(
+        &self,
+        start: &[Usage; 2],
+        end: &[Usage; 2],
+        tasks: [[f64; 2]; 2],
+        counts: &Counts,
+    ) -> Vec<String> {
         let mut problems = Vec::new();
+        let [before, after] = tasks;
+        for (name, before, after) in [("front", before[0], after[0]), ("back", before[1], after[1])] {
+            // None at all would mean that nobody counts.
+            if before < 1.0 || after > before {
+                problems.push(format!("{name}: {before} tasks at the start, {after} at the end"));
+            }
+        }
         for (name, proxy, start, end) in
             [("front", &self.front, start[0], end[0]), ("back", &self.back, start[1], end[1])]
         {
