@@ -22,7 +22,7 @@ pub mod share;
 use buckets::Buckets;
 use gcra::{Draw, Rate};
 use key::{Asked, Key};
-use share::Shared;
+use share::{Granted, Shared};
 
 /// draft-ietf-httpapi-ratelimit-headers-09 section 3: the policy, which does not change ...
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -163,8 +163,11 @@ impl Limit {
             _ => self.key.hash(asked, self.buckets.hasher()),
         };
         let bucket = hash.map_or_else(|| self.buckets.only(), |hash| self.buckets.of(hash));
-        let rate = self.shared.as_ref().map_or(self.rate, Shared::ask);
-        rate.draw(bucket, clock::nanos(now))
+        let now = clock::nanos(now);
+        match &self.shared {
+            None => self.rate.draw(bucket, now),
+            Some(shared) => shared.draw(bucket, now),
+        }
     }
 
     /// This replica's part, of a limit that all replicas keep together.
@@ -173,10 +176,15 @@ impl Limit {
         self.shared.as_ref()
     }
 
-    /// Another part of it, in millionths.
-    pub(crate) fn grant(&self, share: u32, now: u64) {
+    /// What has become of this replica's part.
+    pub(crate) fn tally(&self, now: u64) -> Option<v1::Tally> {
+        Some(self.shared.as_ref()?.tally(self.buckets.only(), now))
+    }
+
+    /// Another part of it.
+    pub(crate) fn grant(&self, granted: Granted, now: u64) {
         if let Some(shared) = &self.shared {
-            shared.grant(share, self.buckets.only(), now);
+            shared.grant(granted, self.buckets.only(), now);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::Leader;
 use super::replicas::{connect, others};
 use crate::serve::Shared;
 use crate::settings::Settings;
-use crate::share::divide_all;
+use crate::share::{Ledger, Wants};
 
 /// How often the parts are worked out while there is a limit to divide.
 const EVERY: Duration = Duration::from_millis(200);
@@ -47,7 +47,11 @@ pub(super) async fn keep(leader: Leader) {
 #[derive(Default)]
 pub(crate) struct Divider {
     others: HashMap<IpAddr, Other>,
+    ledger: Ledger<Replica>,
 }
+
+/// Namespace and name of a pod, and the operator replica that it is connected to if that is another one.
+type Replica = (String, String, Option<IpAddr>);
 
 #[derive(Default)]
 struct Other {
@@ -71,12 +75,23 @@ impl Divider {
             .others
             .iter()
             .flat_map(|(ip, other)| other.wanted.iter().flatten().map(|wanted| (Some(*ip), wanted.clone())));
-        let demands: Vec<_> = here.chain(there).collect();
-        let granted =
-            divide_all(demands.into_iter().map(|(at, w)| (w.limit, (w.namespace, w.pod, at), w.demand)));
+        let wanted = here.chain(there).map(|(at, wanted)| Wants {
+            limit: wanted.limit,
+            replica: (wanted.namespace, wanted.pod, at),
+            demand: wanted.demand,
+            tally: wanted.tally,
+        });
+        let granted = self.ledger.divide(wanted.collect());
         let mut by_operator: BTreeMap<Option<IpAddr>, Vec<Grant>> = BTreeMap::new();
-        for (limit, (namespace, pod, at), share) in granted {
-            by_operator.entry(at).or_default().push(Grant { namespace, pod, limit, share });
+        for (limit, (namespace, pod, at), part) in granted {
+            by_operator.entry(at).or_default().push(Grant {
+                namespace,
+                pod,
+                limit,
+                share: part.share,
+                credit: part.credit,
+                others_are_short: part.others_are_short,
+            });
         }
         shared.limits.grant(&by_operator.remove(&None).unwrap_or_default());
         for (ip, other) in &mut self.others {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use weft_api::v1::{Demand, Grant, Share, Wanted};
 
 use crate::index::Key;
+use crate::share::Part;
 
 /// A proxy that has not said anything for so long keeps no limit any more, or is gone. It says something once a second.
 const SILENT: Duration = Duration::from_secs(10);
@@ -22,16 +23,16 @@ pub struct Limits {
 #[derive(Debug)]
 struct Place {
     pod: Key,
-    wanted: BTreeMap<String, u32>,
+    wanted: BTreeMap<String, Demand>,
     said: Instant,
-    granted: watch::Sender<BTreeMap<String, u32>>,
+    granted: watch::Sender<BTreeMap<String, Part>>,
 }
 
 /// One proxy's place; it is given up on drop.
 pub struct Seat {
     limits: Arc<Limits>,
     session: u64,
-    granted: watch::Receiver<BTreeMap<String, u32>>,
+    granted: watch::Receiver<BTreeMap<String, Part>>,
 }
 
 impl Limits {
@@ -55,7 +56,8 @@ impl Limits {
                 namespace: place.pod.namespace.clone(),
                 pod: place.pod.name.clone(),
                 limit: limit.clone(),
-                demand: *demand,
+                demand: demand.demand,
+                tally: demand.tally,
             }));
         }
         all
@@ -66,10 +68,13 @@ impl Limits {
         if grants.is_empty() {
             return;
         }
-        let mut by_pod: HashMap<(&str, &str), BTreeMap<String, u32>> = HashMap::new();
+        let mut by_pod: HashMap<(&str, &str), BTreeMap<String, Part>> = HashMap::new();
         for grant in grants {
             let pod = by_pod.entry((&grant.namespace, &grant.pod)).or_default();
-            pod.insert(grant.limit.clone(), grant.share);
+            pod.insert(
+                grant.limit.clone(),
+                Part { share: grant.share, credit: grant.credit, others_are_short: grant.others_are_short },
+            );
         }
         for place in self.lock().values() {
             let Some(granted) = by_pod.get(&(&*place.pod.namespace, &*place.pod.name)) else { continue };
@@ -87,7 +92,7 @@ impl Limits {
 impl Seat {
     /// What the proxy is asked for. `keeps`: whether it keeps a limit; what others keep is none of its business.
     pub fn want(&self, demands: Vec<Demand>, keeps: impl Fn(&str) -> bool) {
-        let wanted = demands.into_iter().filter(|d| keeps(&d.limit)).map(|d| (d.limit, d.demand)).collect();
+        let wanted = demands.into_iter().filter(|d| keeps(&d.limit)).map(|d| (d.limit.clone(), d)).collect();
         if let Some(place) = self.limits.lock().get_mut(&self.session) {
             place.wanted = wanted;
             place.said = Instant::now();
@@ -101,7 +106,13 @@ impl Seat {
             return std::future::pending().await;
         }
         let granted = self.granted.borrow_and_update();
-        granted.iter().map(|(limit, share)| Share { limit: limit.clone(), share: *share }).collect()
+        let share = |(limit, part): (&String, &Part)| Share {
+            limit: limit.clone(),
+            share: part.share,
+            credit: part.credit,
+            others_are_short: part.others_are_short,
+        };
+        granted.iter().map(share).collect()
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the own pod is asked for under limits that it shares with other replicas, for the operator to divide them by; and the
-//! parts that the operator grants.
+//! parts and the credit that the operator grants.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use weft_api::v1::{self, Demand, Share};
 
 use crate::clock;
 use crate::limit::Limit;
-use crate::limit::share::Shared;
+use crate::limit::share::{Granted, Shared};
 use crate::snapshot::Snapshot;
 
 /// While there are such limits.
@@ -42,9 +42,11 @@ impl Demands {
         let now = Instant::now();
         let elapsed = now.duration_since(self.looked);
         self.looked = now;
+        let nanos = clock::nanos(now);
         let demands: Vec<Demand> = shared(snapshot, |limit, shared| Demand {
             limit: limit.id.to_string(),
             demand: if self.said.is_some() { shared.demand(elapsed) } else { 0 },
+            tally: limit.tally(nanos),
         });
         self.at = (!demands.is_empty()).then(|| now + EVERY);
         let quiet = demands.iter().all(|demand| demand.demand == 0);
@@ -67,7 +69,8 @@ pub(super) fn grant(snapshot: &Snapshot, shares: &[Share]) {
     let now = clock::nanos(Instant::now());
     shared(snapshot, |limit, _| {
         if let Some(share) = shares.iter().find(|share| share.limit == *limit.id) {
-            limit.grant(share.share, now);
+            let (others_are_short, credit) = (share.others_are_short, share.credit);
+            limit.grant(Granted { share: share.share, credit, others_are_short }, now);
         }
     });
 }

@@ -6,6 +6,7 @@ use crate::identity;
 use crate::outlier::Failure;
 use crate::testing::operator::{Operator, Session};
 use crate::testing::{Ca, identity as spiffe};
+use std::sync::atomic::AtomicU64;
 use tempfile::TempDir;
 use weft_api::{Reason, v1};
 
@@ -487,10 +488,12 @@ async fn what_is_asked_for_under_a_shared_limit_is_told_and_the_part_that_is_gra
     // At once, and again while nothing is asked for.
     for _ in 0..2 {
         let Message::Demands(demands) = session.next().await else { panic!("no demands") };
-        assert_eq!(demands.demands, [v1::Demand { limit: id.into(), demand: 0 }]);
+        let tally = Some(v1::Tally::default());
+        assert_eq!(demands.demands, [v1::Demand { limit: id.into(), demand: 0, tally }]);
     }
+    let bucket = AtomicU64::new(0);
     for _ in 0..50 {
-        shared.ask();
+        shared.draw(&bucket, 1);
     }
     let mut told = 0;
     while told == 0 {
@@ -500,7 +503,12 @@ async fn what_is_asked_for_under_a_shared_limit_is_told_and_the_part_that_is_gra
     assert_eq!(shared.share(), 100_000);
     session
         .say(ToProxy {
-            rate_shares: vec![v1::Share { limit: id.into(), share: 330_000 }],
+            rate_shares: vec![v1::Share {
+                limit: id.into(),
+                share: 330_000,
+                credit: Some(3),
+                others_are_short: false,
+            }],
             ..Default::default()
         })
         .await;

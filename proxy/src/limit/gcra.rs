@@ -24,6 +24,8 @@ pub struct Draw {
     pub left: u64,
     /// Until the bucket is full.
     pub full: Duration,
+    /// What it would have gained since it was full, in millionths of a request.
+    pub spilled: u64,
 }
 
 impl Rate {
@@ -64,16 +66,48 @@ impl Rate {
         u32::try_from(wanted / elapsed.as_nanos().max(1)).unwrap_or(u32::MAX)
     }
 
-    /// Leaves as many requests in a bucket as there were, now that it fills at another rate, or as many as fit.
-    pub fn carry(self, other: Self, bucket: &AtomicU64, now: u64) {
-        let carried = |full_at: u64| {
+    /// Leaves as many requests in a bucket as there were, now that it fills at another rate, or as many as fit. Returns what
+    /// was lost because it did not, or since the bucket was full, in millionths of a request.
+    pub fn carry(self, other: Self, bucket: &AtomicU64, now: u64) -> u64 {
+        let fits = |full_at: u64| {
             let debt = full_at.max(now) - now;
             let held = u128::from(self.depth.saturating_sub(debt)) * u128::from(other.interval)
                 / u128::from(self.interval);
-            Some(now.saturating_add(other.depth - clamp(held).min(other.depth)))
+            clamp(held).min(other.depth)
         };
+        let carried = |full_at: u64| Some(now.saturating_add(other.depth - fits(full_at)));
         // Always `Some`, so it always succeeds in the end.
-        let _ = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carried);
+        let (Ok(before) | Err(before)) = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, carried);
+        let held = self.requests(self.depth.saturating_sub(before.max(now) - now));
+        self.since_full(before, now) + held.saturating_sub(other.requests(fits(before)))
+    }
+
+    /// What the bucket would have gained since it was full, in millionths of a request; from now on anew.
+    pub fn spill(self, bucket: &AtomicU64, now: u64) -> u64 {
+        self.since_full(bucket.fetch_max(now, Ordering::Relaxed), now)
+    }
+
+    /// Takes out of the bucket what is beyond so much, both in millionths of a request. Returns how much.
+    pub fn keep(self, kept: u64, bucket: &AtomicU64, now: u64) -> u64 {
+        let kept = clamp(u128::from(kept) * u128::from(self.interval) / 1_000_000);
+        let least = now.saturating_add(self.depth.saturating_sub(kept));
+        let before = bucket.fetch_max(least, Ordering::Relaxed);
+        self.requests(least.saturating_sub(before.max(now)))
+    }
+
+    /// What a bucket lacks to be full, in millionths of a request.
+    pub fn room(self, bucket: &AtomicU64, now: u64) -> u64 {
+        self.requests(bucket.load(Ordering::Relaxed).saturating_sub(now))
+    }
+
+    /// In millionths. What was never drawn from was never full of anything.
+    fn since_full(self, full_at: u64, now: u64) -> u64 {
+        if full_at == 0 { 0 } else { self.requests(now.saturating_sub(full_at)) }
+    }
+
+    /// What so many nanoseconds give, in millionths of a request.
+    fn requests(self, nanos: u64) -> u64 {
+        clamp(u128::from(nanos) * 1_000_000 / u128::from(self.interval))
     }
 
     /// Draws one.
@@ -85,12 +119,18 @@ impl Rate {
             let ahead = next - now;
             if ahead > self.depth {
                 let wait = Duration::from_nanos(ahead - self.depth);
-                return Draw { wait: Some(wait), left: 0, full: Duration::from_nanos(full_at - now) };
+                return Draw {
+                    wait: Some(wait),
+                    left: 0,
+                    full: Duration::from_nanos(full_at - now),
+                    spilled: 0,
+                };
             }
             match bucket.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     let left = (self.depth - ahead) / self.interval;
-                    return Draw { wait: None, left, full: Duration::from_nanos(ahead) };
+                    let spilled = self.since_full(seen, now);
+                    return Draw { wait: None, left, full: Duration::from_nanos(ahead), spilled };
                 }
                 Err(other) => seen = other,
             }

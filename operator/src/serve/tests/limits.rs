@@ -42,7 +42,7 @@ async fn back(operator: &Operator, pod: &str) -> Proxy {
 }
 
 async fn want(proxy: &Proxy, limit: &str, demand: u32) {
-    let demands = vec![Demand { limit: limit.into(), demand }];
+    let demands = vec![Demand { limit: limit.into(), demand, tally: None }];
     proxy.say(Message::Demands(Demands { demands })).await;
 }
 
