@@ -198,6 +198,23 @@ fn placed(ns: &Namespace, name: &str, places: &[(&Value, &str)]) -> Result<()> {
     .map(drop)
 }
 
+/// A node's zone, until dropped. The cluster's only node has none otherwise.
+struct ZoneLabel<'a>(&'a Namespace, &'a str);
+
+impl<'a> ZoneLabel<'a> {
+    fn set(ns: &'a Namespace, node: &'a str) -> Result<Self> {
+        ns.cluster.kubectl(&["label", "node", node, "topology.kubernetes.io/zone=here", "--overwrite"])?;
+        Ok(Self(ns, node))
+    }
+}
+
+impl Drop for ZoneLabel<'_> {
+    fn drop(&mut self) {
+        // The cluster may be gone.
+        let _ = self.0.cluster.kubectl(&["label", "node", self.1, "topology.kubernetes.io/zone-"]);
+    }
+}
+
 #[test]
 fn the_own_zone_comes_first_and_may_be_all_that_there_is() {
     scenario("locality", Injection::Label, |ns| {
@@ -205,7 +222,7 @@ fn the_own_zone_comes_first_and_may_be_all_that_there_is() {
         let client = Client::deploy(ns, "client")?;
         let pod = ns.pod("app=client")?;
         let node = pod["spec"]["nodeName"].as_str().context("no node")?;
-        ns.cluster.kubectl(&["label", "node", node, "topology.kubernetes.io/zone=here", "--overwrite"])?;
+        let _label = ZoneLabel::set(ns, node)?;
         let backs = ns.cluster.objects(&ns.name, "pods", "app=back")?;
         let [near, far] = &backs[..] else { anyhow::bail!("{} pods", backs.len()) };
         let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -219,7 +236,7 @@ fn the_own_zone_comes_first_and_may_be_all_that_there_is() {
         eventually("the own zone", SOON, || only(&name(near)))?;
         placed(ns, "placed", &[(far, "there")])?;
         eventually("the other when nothing else is there", SOON, || only(&name(far)))?;
-        ns.apply_json(&balanced("placed", json!({ "locality": { "mode": "Strict" } })))?;
+        ns.apply_json(&balanced("placed", json!({ "locality": { "mode": "Strict", "within": "Zone" } })))?;
         eventually("nothing beyond the boundary", SOON, || {
             client.get("http://placed/")?.expect_reason(503, Reason::NoHealthyEndpoint).map(drop)
         })?;

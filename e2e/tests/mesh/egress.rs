@@ -96,7 +96,7 @@ fn a_server_name_reaches_the_registered_endpoint_and_the_proxy_speaks_tls_for_it
             server.run(&["cat", &format!("/tmp/{name}.crt")])
         };
         let external = |ca: &str| -> Result<Value> {
-            Ok(json!({ "hosts": [HOST], "endpoints": [{ "address": address }], "ports": [
+            Ok(json!({ "hosts": [HOST], "endpoints": [{ "address": address, "weight": 100 }], "ports": [
                 { "port": 28443, "protocol": "Tls" },
                 { "port": 28081, "protocol": "Http1", "targetPort": 28443, "tls": { "caBundle": authority(ca)? } },
             ] }))
@@ -124,6 +124,21 @@ fn a_server_name_reaches_the_registered_endpoint_and_the_proxy_speaks_tls_for_it
         let http = || call(&client, &format!("http://{HOST}:28081/"), HOST, 28081, NOWHERE);
         let got = http()?;
         ensure!(got.0 == "200" && got.1.contains("s_server"), "the proxy speaks TLS: {got:?}");
+        let mut another_name = external("ca")?;
+        let tls = json!({ "caBundle": authority("ca")?, "sni": "other.example" });
+        another_name["ports"][1]["tls"] = tls;
+        register(ns, "outside", &another_name)?;
+        eventually("it asks for the name that it is told to", Duration::from_secs(20), || {
+            let got = http()?;
+            ensure!(got.0 == "503 tls-handshake", "the certificate is for {HOST}: {got:?}");
+            Ok(())
+        })?;
+        register(ns, "outside", &external("ca")?)?;
+        eventually("and again for the host", Duration::from_secs(20), || {
+            let got = http()?;
+            ensure!(got.0 == "200", "{got:?}");
+            Ok(())
+        })?;
         register(ns, "outside", &external("other")?)?;
         eventually("a server of another authority is refused", Duration::from_secs(20), || {
             let got = http()?;

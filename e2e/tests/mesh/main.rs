@@ -6,6 +6,7 @@ mod admission;
 mod balancing;
 mod egress;
 mod faults;
+mod fields;
 mod flow;
 mod health;
 mod identity;
