@@ -139,9 +139,10 @@ impl Counted {
         self
     }
 
-    /// So that requests on it notice when the peer is gone.
-    pub(crate) fn watch(mut self) -> Self {
-        self.watched = Some(Socket::new(self.stream.socket()));
+    /// So that requests on it notice when the peer is gone; it may be nudged where the peer is a proxy of the mesh.
+    pub(crate) fn watch(mut self, mesh: bool) -> Self {
+        let nudged = mesh && matches!(self.stream, Upstream::Tls(_));
+        self.watched = Some(Socket::new(self.stream.socket(), nudged));
         self
     }
 
@@ -192,7 +193,16 @@ impl AsyncRead for Counted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let this = &mut *self;
+        let Some(watched) = &this.watched else { return Pin::new(&mut this.stream).poll_read(cx, buf) };
+        if watched.is_nudged() {
+            this.stream.nudge(cx);
+        }
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if read.is_pending() {
+            watched.reads(cx.waker());
+        }
+        read
     }
 }
 
@@ -219,6 +229,19 @@ impl AsyncWrite for Counted {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+impl Upstream {
+    /// Sends something that the peer's kernel has to acknowledge and that changes nothing for anybody: new keys (RFC 8446 section
+    /// 4.6.3). A peer that gets more than 32 without any other bytes between may refuse them.
+    fn nudge(&mut self, cx: &mut Context<'_>) {
+        if let Self::Tls(tls) = self
+            && tls.get_mut().1.refresh_traffic_keys().is_ok()
+        {
+            // What cannot be written now goes out with what waits before it, and that is not acknowledged either.
+            let _ = Pin::new(tls).poll_flush(cx);
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 //! slow application, which nobody can tell by waiting. It decides nothing about the request, and closes nothing.
 //!
 //! - A request that is answered within [`LOOK`] × 2 costs a place in a list, no timer and no system call.
-//! - The sign: bytes are unacknowledged, and nothing was heard for [`SILENCE`] and a whole retransmission timeout. Or, when all
-//!   was acknowledged before: keep-alive probes, begun after [`ASK_AGE`] looks, are not answered.
+//! - The sign: bytes are unacknowledged, and nothing was heard for [`SILENCE`] and a whole retransmission timeout.
+//! - When all was acknowledged, something has to be sent first. A proxy of the mesh is *nudged*: whoever has the stream sends what
+//!   changes nothing. Elsewhere, and after [`NUDGES`], keep-alive probes that are not answered are the sign, begun after
+//!   [`ASK_AGE`] looks; the kernel sends none before a second.
 //! - A sign that is there at two looks in a row is believed; one lost packet gives at most one.
 //!
 //! A peer that takes no more bytes (its window is zero) acknowledges all the same, and is not lost.
@@ -14,10 +16,11 @@ use std::future::poll_fn;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -30,6 +33,9 @@ const ASK_AGE: u64 = 4;
 /// Nothing was heard for at least this long.
 const SILENCE: Duration = Duration::from_millis(250);
 const SIGNS: u8 = 2;
+/// Looks between two nudges, and how many a request gets: then the kernel's probes alone look after it.
+const NUDGE_EVERY: u64 = 5;
+const NUDGES: u64 = 8;
 /// Between two keep-alive probes, and until the first: the least that the kernel takes.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
@@ -44,11 +50,59 @@ struct Inner {
     fd: AtomicI32,
     // Requests for which the peer is asked for signs of life.
     asking: AtomicU32,
+    nudge: Option<Nudge>,
+}
+
+/// How whoever has the stream is asked to send something that changes nothing.
+#[derive(Debug, Default)]
+struct Nudge {
+    wanted: AtomicBool,
+    reader: AtomicWaker,
+    // The look when it was asked last, from 1.
+    at: AtomicU64,
 }
 
 impl Socket {
-    pub(crate) fn new(fd: RawFd) -> Self {
-        Self(Arc::new(Inner { fd: AtomicI32::new(fd), asking: AtomicU32::new(0) }))
+    /// `nudged`: whoever has the stream can send something that changes nothing, and looks here when it reads.
+    pub(crate) fn new(fd: RawFd, nudged: bool) -> Self {
+        let nudge = nudged.then(Nudge::default);
+        Self(Arc::new(Inner { fd: AtomicI32::new(fd), asking: AtomicU32::new(0), nudge }))
+    }
+
+    /// Whether something is to be sent now.
+    pub(crate) fn is_nudged(&self) -> bool {
+        let wanted = |nudge: &Nudge| {
+            nudge.wanted.load(Ordering::Relaxed) && nudge.wanted.swap(false, Ordering::Relaxed)
+        };
+        self.0.nudge.as_ref().is_some_and(wanted)
+    }
+
+    /// Who waits for bytes, and is to look again.
+    pub(crate) fn reads(&self, reader: &Waker) {
+        if let Some(nudge) = &self.0.nudge {
+            nudge.reader.register(reader);
+        }
+    }
+
+    /// Asks for something to be sent, if that was not just done.
+    fn nudge(&self, look: u64) {
+        let Some(nudge) = &self.0.nudge else { return };
+        let last = nudge.at.load(Ordering::Relaxed);
+        if last == 0 || look >= last + NUDGE_EVERY {
+            nudge.at.store(look, Ordering::Relaxed);
+            nudge.wanted.store(true, Ordering::Relaxed);
+            nudge.reader.wake();
+        }
+    }
+
+    /// Since something was sent for no other purpose.
+    fn since_nudge(&self, look: u64) -> Duration {
+        let at = self.0.nudge.as_ref().map_or(0, |nudge| nudge.at.load(Ordering::Relaxed));
+        if at == 0 {
+            Duration::MAX
+        } else {
+            LOOK * u32::try_from(look.saturating_sub(at)).unwrap_or(u32::MAX)
+        }
     }
 
     /// To be called before the stream is dropped.
@@ -122,9 +176,9 @@ impl Reading {
         })
     }
 
-    /// The pure part.
-    fn is_sign(self) -> bool {
-        self.probes > 0 || self.unacked > 0 && self.last_ack >= SILENCE.max(self.rto)
+    /// The pure part. What was sent just now cannot be acknowledged yet.
+    fn is_sign(self, since_nudge: Duration) -> bool {
+        self.probes > 0 || self.unacked > 0 && self.last_ack.min(since_nudge) >= SILENCE.max(self.rto)
     }
 }
 
@@ -190,8 +244,14 @@ impl Lost {
             if age < OLD || one.signs >= SIGNS {
                 continue;
             }
-            let sign = one.socket.reading().is_some_and(Reading::is_sign);
+            let reading = one.socket.reading();
+            let since_nudge = one.socket.since_nudge(now);
+            let sign = reading.is_some_and(|reading| reading.is_sign(since_nudge));
             one.signs = if sign { one.signs + 1 } else { 0 };
+            // All that was sent is acknowledged, perhaps by a node that has died since.
+            if (age - OLD) / NUDGE_EVERY < NUDGES && reading.is_some_and(|reading| reading.unacked == 0) {
+                one.socket.nudge(now);
+            }
             if one.signs >= SIGNS
                 && let Some(waker) = one.waker.take()
             {
@@ -258,8 +318,26 @@ mod tests {
             ("far away, and longer than that", reading(1, 0, 451, 450), true),
             ("a probe without an answer", reading(0, 1, 10_000, 200), true),
         ] {
-            assert_eq!(reading.is_sign(), sign, "{name}");
+            assert_eq!(reading.is_sign(Duration::MAX), sign, "{name}");
         }
+        // A nudge to a peer that is far away: its acknowledgement is still under way.
+        let nudged = reading(1, 0, 10_000, 450);
+        assert!(!nudged.is_sign(ms(400)) && nudged.is_sign(ms(500)));
+        assert!(!reading(1, 0, 10_000, 204).is_sign(ms(200)));
+    }
+
+    #[test]
+    fn a_connection_is_nudged_every_half_second_and_only_where_that_can_be_done() {
+        let (plain, tls) = (Socket::new(-1, false), Socket::new(-1, true));
+        assert_eq!((plain.since_nudge(9), tls.since_nudge(9)), (Duration::MAX, Duration::MAX));
+        let nudged = |socket: &Socket, look| {
+            socket.nudge(look);
+            socket.is_nudged()
+        };
+        assert!(!nudged(&plain, 3));
+        let looks: Vec<_> = (3..16).filter(|look| nudged(&tls, *look)).collect();
+        assert_eq!(looks, [3, 8, 13]);
+        assert_eq!(tls.since_nudge(16), ms(300));
     }
 
     #[tokio::test]
@@ -268,7 +346,7 @@ mod tests {
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (_peer, _) = listener.accept().await.unwrap();
         stream.write_all(b"x").await.unwrap();
-        let socket = Socket::new(stream.as_raw_fd());
+        let socket = Socket::new(stream.as_raw_fd(), false);
         let lost = Lost::default();
         let asked = || socket2::SockRef::from(&stream).keepalive().unwrap();
         let answer = async {
@@ -284,7 +362,7 @@ mod tests {
         assert!(!asked());
         assert!(lost.waiting.borrow().is_empty());
         let reading = socket.reading().unwrap();
-        assert_eq!((reading.unacked, reading.is_sign()), (0, false));
+        assert_eq!((reading.unacked, reading.is_sign(Duration::MAX)), (0, false));
         socket.closed();
         assert_eq!(socket.reading(), None);
     }

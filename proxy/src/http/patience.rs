@@ -91,7 +91,7 @@ pub(crate) async fn open(
         Ok(match to {
             Destination::Endpoint { cluster, .. } => {
                 cluster.live.usual.observe(begin.elapsed());
-                counted.watch()
+                counted.watch(to.identity().is_some())
             }
             Destination::App(_) => counted,
         })

@@ -27,4 +27,5 @@ mod routing;
 mod security;
 mod tcp;
 mod timeouts;
+mod vanish;
 mod world;
