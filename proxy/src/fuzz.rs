@@ -23,7 +23,7 @@ use crate::hello::{self, Parsed};
 use crate::http::exchange::Served;
 use crate::http::incoming::Incoming;
 use crate::http::server::{self, Handler};
-use crate::http::{Wire, guard, headers};
+use crate::http::{Wire, framing, headers};
 use crate::snapshot::Snapshot;
 
 /// What turns up in heads, and in what breaks parsers of them.
@@ -185,12 +185,12 @@ fn two_lengths_are_seen_wherever_httparse_sees_them() {
                 |name: &str| request.headers.iter().any(|header| header.name.eq_ignore_ascii_case(name));
             (length, has("transfer-encoding") && has("content-length"))
         });
-        let seen = guard::gives_two_lengths(bytes, bytes.len());
+        let seen = framing::gives_two_lengths(bytes, bytes.len());
         for piece in [1, 2, 7, 100] {
-            assert_eq!(guard::gives_two_lengths(bytes, piece), seen, "in pieces of {piece}");
+            assert_eq!(framing::gives_two_lengths(bytes, piece), seen, "in pieces of {piece}");
         }
         if let Some((length, both)) = named {
-            assert_eq!(guard::gives_two_lengths(&bytes[..length], length), both);
+            assert_eq!(framing::gives_two_lengths(&bytes[..length], length), both);
         }
     });
 }

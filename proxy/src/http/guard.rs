@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 use weft_api::Reason;
 
+use super::framing::Requests;
 use super::reply;
 use crate::sock_diag;
 
@@ -52,7 +53,9 @@ pub(crate) struct Phase(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     at: AtomicU8,
-    both_lengths: AtomicBool,
+    /// Requests handled, and the one whose head gave its body two lengths; 0: none has.
+    handled: AtomicU64,
+    disputed: AtomicU64,
     whole: AtomicBool,
     ends: Option<Ends>,
 }
@@ -77,7 +80,8 @@ impl Phase {
     pub(crate) fn request(&self, whole: bool) -> bool {
         self.0.whole.store(whole, Ordering::Relaxed);
         self.0.at.store(REQUEST, Ordering::Relaxed);
-        self.0.both_lengths.swap(false, Ordering::Relaxed)
+        let number = self.0.handled.fetch_add(1, Ordering::Relaxed) + 1;
+        self.0.disputed.load(Ordering::Relaxed) == number
     }
 
     /// Its body has come to its end.
@@ -131,7 +135,7 @@ impl Ended {
 pub(crate) struct Guard<IO> {
     io: IO,
     phase: Phase,
-    lines: Lines,
+    requests: Requests,
     timer: Option<Pin<Box<Sleep>>>,
     ended: Option<Box<Ended>>,
     // What is still to be written in place of hyper's words, and how many of those it stands for.
@@ -139,8 +143,9 @@ pub(crate) struct Guard<IO> {
 }
 
 impl<IO> Guard<IO> {
-    pub(crate) const fn new(io: IO, phase: Phase) -> Self {
-        Self { io, phase, lines: Lines::new(), timer: None, ended: None, instead: None }
+    pub(crate) fn new(io: IO, phase: Phase) -> Self {
+        let requests = Requests::after(phase.0.handled.load(Ordering::Relaxed));
+        Self { io, phase, requests, timer: None, ended: None, instead: None }
     }
 }
 
@@ -148,12 +153,18 @@ impl<IO> Guard<IO> {
     fn look_at(&mut self, read: &[u8]) {
         if self.phase.is(IDLE) {
             self.phase.0.at.store(HEAD, Ordering::Relaxed);
-            self.lines = Lines::new();
             // Of an earlier head.
             self.timer = None;
+            if self.requests.is_lost() {
+                self.requests = Requests::after(self.phase.0.handled.load(Ordering::Relaxed));
+            }
         }
-        if self.phase.is(HEAD) && self.lines.take(read) {
-            self.phase.0.both_lengths.store(true, Ordering::Relaxed);
+        if !self.phase.is(UPGRADED)
+            && let Some(disputed) = self.requests.take(read)
+        {
+            // The first one ends the connection.
+            let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.phase.0.disputed.compare_exchange(0, disputed, success, failure);
         }
     }
 }
@@ -168,67 +179,6 @@ impl<IO> Guard<IO> {
             std::task::ready!(ended.poll(ends, self.phase.0.whole.load(Ordering::Relaxed), cx));
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Looks for a head that gives its body two lengths, the classic way to smuggle a request (RFC 9112 section 11.2): hyper
-/// goes by the chunks, as it should, and hides the other. Only line beginnings, up to the first empty line.
-#[derive(Debug)]
-struct Lines {
-    // Beginning of the line that the last bytes ended in.
-    carried: [u8; LONGEST],
-    length: usize,
-    chunked: bool,
-    sized: bool,
-    begun: bool,
-    ended: bool,
-}
-
-const CHUNKED: &[u8] = b"transfer-encoding:";
-const SIZED: &[u8] = b"content-length:";
-const LONGEST: usize = CHUNKED.len();
-
-impl Lines {
-    const fn new() -> Self {
-        Self { carried: [0; LONGEST], length: 0, chunked: false, sized: false, begun: false, ended: false }
-    }
-
-    /// True as soon as both were seen.
-    fn take(&mut self, mut bytes: &[u8]) -> bool {
-        while !self.ended && !bytes.is_empty() {
-            let Some(end) = memchr::memchr(b'\n', bytes) else {
-                self.carry(bytes);
-                break;
-            };
-            let (line, rest) = bytes.split_at(end + 1);
-            if self.length == 0 {
-                self.judge(line);
-            } else {
-                self.carry(line);
-                let (carried, length) = (self.carried, std::mem::take(&mut self.length));
-                self.judge(&carried[..length]);
-            }
-            bytes = rest;
-        }
-        self.chunked && self.sized
-    }
-
-    fn carry(&mut self, bytes: &[u8]) {
-        let n = bytes.len().min(LONGEST - self.length);
-        self.carried[self.length..self.length + n].copy_from_slice(&bytes[..n]);
-        self.length += n;
-    }
-
-    fn judge(&mut self, line: &[u8]) {
-        let names = |name: &[u8]| line.get(..name.len()).is_some_and(|l| l.eq_ignore_ascii_case(name));
-        match line.first() {
-            Some(b't' | b'T') => self.chunked |= names(CHUNKED),
-            Some(b'c' | b'C') => self.sized |= names(SIZED),
-            // RFC 9112 section 2.2: empty lines before the request line are none of the head's.
-            Some(b'\r' | b'\n') => self.ended = self.begun,
-            _ => {}
-        }
-        self.begun |= !matches!(line.first(), None | Some(b'\r' | b'\n'));
     }
 }
 
@@ -340,45 +290,5 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
-    }
-}
-
-/// Whether a head that comes in pieces of this size gives its body two lengths.
-#[cfg(test)]
-pub(crate) fn gives_two_lengths(head: &[u8], piece: usize) -> bool {
-    let mut lines = Lines::new();
-    head.chunks(piece.max(1)).fold(false, |_, bytes| lines.take(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::gives_two_lengths as both;
-    use proptest::prelude::*;
-
-    #[test]
-    fn two_lengths_are_seen_however_the_bytes_come() {
-        let smuggling =
-            b"POST / HTTP/1.1\r\nContent-Length: 3\r\nhost: a\r\nTRANSFER-encoding: chunked\r\n\r\n";
-        let reversed = b"POST / HTTP/1.1\ntransfer-encoding:chunked\ncontent-length:3\n\n";
-        let late = [b"\r\n\n".as_slice(), smuggling].concat();
-        for cut in 1..100 {
-            assert!(both(smuggling, cut) && both(reversed, cut) && both(&late, cut), "pieces of {cut}");
-        }
-    }
-
-    #[test]
-    fn one_length_and_what_a_body_holds_are_fine() {
-        let upload = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n10\r\ncontent-length: 3\r\n";
-        let plain = b"POST / HTTP/1.1\r\ncontent-length: 3\r\nx-transfer-encoding: a\r\ntransfer-encodings: b\r\n\r\n";
-        for cut in 1..100 {
-            assert!(!both(upload, cut) && !both(plain, cut), "pieces of {cut}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_taken_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 1usize..50) {
-            let _ = both(&bytes, cut);
-        }
     }
 }

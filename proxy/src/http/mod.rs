@@ -6,6 +6,7 @@ mod client;
 mod clock;
 pub mod exchange;
 mod filters;
+pub(crate) mod framing;
 pub mod grpc_timeout;
 pub(crate) mod guard;
 pub mod headers;

@@ -57,6 +57,32 @@ async fn a_request_cannot_be_smuggled_by_two_lengths() {
 }
 
 #[tokio::test]
+async fn two_lengths_are_refused_whatever_came_before_them_in_one_packet() {
+    let (app, seen) = apps::echo().await;
+    let mesh = Mesh::to(app);
+    let before = [
+        "GET /1 HTTP/1.1\r\nhost: a\r\n\r\n",
+        "POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 47\r\n\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n",
+        "POST /3 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+        "POST /4 HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nab",
+    ];
+    let smuggling = "POST /5 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nhost: a\r\n\r\n";
+    // Each of them alone, and then all of them in order and in reverse.
+    let mut orders: Vec<Vec<&str>> = before.iter().map(|one| vec![*one]).collect();
+    orders.push(before.to_vec());
+    orders.push(before.iter().rev().copied().collect());
+    let mut fine = 0;
+    for order in orders {
+        fine += order.len();
+        let got = raw(mesh.front.outbound, (order.concat() + smuggling).as_bytes(), false).await;
+        assert_eq!(got.matches("HTTP/1.1 200").count(), order.len(), "{order:?}: {got}");
+        assert_eq!(got.matches("HTTP/1.1 400").count(), 1, "{order:?}: {got}");
+        assert!(got.contains("weft-reason: bad-request") && !got.contains("/admin"), "{got}");
+    }
+    assert_eq!(seen.requests(), fine);
+}
+
+#[tokio::test]
 async fn a_client_that_stops_in_its_first_word_on_an_http_port_is_told() {
     let (app, seen) = apps::echo().await;
     let mesh = Mesh::with(app, |service| service.protocol = weft_api::v1::Protocol::Http1.into());
