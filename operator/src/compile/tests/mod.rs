@@ -3,6 +3,7 @@
 mod addresses;
 mod balance;
 mod external;
+mod fields;
 mod filters;
 mod last_good;
 mod limits;
