@@ -30,7 +30,7 @@ fn fields() -> Vec<Vec<String>> {
 
 fn walk(schema: &Value, path: &[String], all: &mut Vec<Vec<String>>) {
     for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-        let path = [path, &[name.clone()]].concat();
+        let path = [path, std::slice::from_ref(name)].concat();
         walk(inner, &path, all);
         all.push(path);
     }

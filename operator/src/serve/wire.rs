@@ -114,7 +114,7 @@ mod tests {
             services: vec![service.clone(), v1::Service::default()],
             removed_services: vec!["shop/gone:80".into()],
             roots_der: vec![Bytes::from_static(b"root")],
-            rate_shares: vec![Share { limit: "l".into(), share: 3 }],
+            rate_shares: vec![Share { limit: "l".into(), share: 3, ..Share::default() }],
         };
         let update = Update {
             version: 7,
