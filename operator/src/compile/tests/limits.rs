@@ -31,6 +31,7 @@ fn the_pods_behind_a_service_get_its_rules_up_to_the_last_limit() {
             { "name": "free", "match": [{ "path": { "prefix": "/free" } }] },
             { "match": [{ "method": "POST" }], "timeout": "1s",
               "rateLimit": { "requests": 10, "per": "1m", "key": { "type": "Header", "header": "X-User" } } },
+            { "match": [{ "method": "PUT" }], "rateLimit": { "requests": 10, "per": "1m", "scope": "Mesh" } },
             { "retry": { "attempts": 1 } },
         ]),
     ));
@@ -39,12 +40,14 @@ fn the_pods_behind_a_service_get_its_rules_up_to_the_last_limit() {
     assert_eq!(rules.len(), 1);
     assert_eq!((rules[0].port, rules[0].service.as_str()), (8080, "shop/back:80"));
     let names: Vec<_> = rules[0].rules.iter().map(|rule| rule.name.as_str()).collect();
-    assert_eq!(names, ["limits/free", "limits/1"]);
+    assert_eq!(names, ["limits/free", "limits/1", "limits/2"]);
     assert!(rules[0].rules[0].rate_limit.is_none());
     let limit = rules[0].rules[1].rate_limit.as_ref().unwrap();
     assert_eq!((limit.requests, limit.per_ms, limit.burst), (10, 60_000, 10));
     assert_eq!(limit.key, Some(Key::Header("x-user".into())));
     assert_eq!(rules[0].rules[1].matches[0].method, "POST");
+    let mesh = |rule: usize| rules[0].rules[rule].rate_limit.as_ref().unwrap().mesh;
+    assert!(!mesh(1) && mesh(2));
     assert_eq!(rules_of(&index, "shop/back-2"), rules);
     assert!(rules_of(&index, "shop/front-1").is_empty());
     // So that "applied on N of M proxies" counts them.
