@@ -9,6 +9,10 @@ use crate::index::testing::*;
 fn described(mut spec: Value) -> v1::Service {
     spec["target"] = json!({ "service": "back" });
     let mut objects = shop();
+    // A port's name counts before what a MeshService says of it.
+    objects[0] = service("shop/back", "10.96.0.1", &[("web", 80, 8080)]);
+    objects[1] =
+        slice("shop/back", &[("web", 8080)], &[("10.0.0.1", "back-1", true), ("10.0.0.2", "back-2", true)]);
     objects.push(mesh_service("shop/back", 1, 0, spec));
     compiled(&index_of(objects), "shop/back:80")
 }
