@@ -74,7 +74,7 @@ fn ports_of<'a>(index: &'a Index, pod: &Pod) -> Vec<(&'a Service, &'a ServicePor
     let mut found = Vec::new();
     let Some(space) = index.space(&pod.key.namespace) else { return found };
     let Some(services) = space.services_of_pod.get(&pod.key.name) else { return found };
-    for service in services.keys().filter_map(|name| space.services.get(name)) {
+    for service in services.iter().filter_map(|name| space.services.get(name)) {
         for slice in space.slices_of(&service.key.name) {
             if !slice.endpoints.iter().any(|e| e.pod.as_ref() == Some(&pod.key.name)) {
                 continue;

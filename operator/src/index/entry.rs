@@ -1,16 +1,16 @@
 //! How each kind of object goes into the index: one `put` a kind, which keeps the reverse indexes right and marks what is
 //! affected. An object that says the same as before affects nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::{Resource, Spec, Tracked};
 use super::space::Space;
-use super::{Dirty, Index, Key, Namespace, Pod, Service, Slice, selects};
+use super::{Dirty, Few, Index, Key, Namespace, Pod, Service, Slice, selects};
 
 /// One change of the cluster.
 #[derive(Debug)]
@@ -72,11 +72,11 @@ impl Entry for Service {
         dirty.services.insert(key.clone());
         dirty.reshaped.insert(key.clone());
         for ip in before.iter().flat_map(|s| s.ips()) {
-            remove_from(&mut index.by_service_ip, *ip, key);
+            remove_from(&mut index.by_service_ip, ip, key);
             dirty.ips.insert(*ip);
         }
         for ip in entry.iter().flat_map(|s| s.ips()) {
-            index.by_service_ip.entry(*ip).or_default().insert(key.clone());
+            index.by_service_ip.entry(*ip).or_default().add(key.clone());
             dirty.ips.insert(*ip);
         }
         let space = index.spaces.entry(key.namespace.clone()).or_default();
@@ -111,9 +111,9 @@ impl Entry for Slice {
                 }
             }
             for endpoint in &before.endpoints {
-                subtract(&mut index.by_endpoint_ip, &endpoint.ip, &service);
+                remove_from(&mut index.by_endpoint_ip, &endpoint.ip, &service);
                 if let Some(pod) = &endpoint.pod {
-                    subtract(&mut space.services_of_pod, pod, &before.service);
+                    remove_from(&mut space.services_of_pod, pod, &before.service);
                 }
             }
         }
@@ -121,11 +121,9 @@ impl Entry for Slice {
             let service = Key::new(&key.namespace, &entry.service);
             space.slices_of.entry(entry.service.clone()).or_default().insert(key.name.clone());
             for endpoint in &entry.endpoints {
-                let services = index.by_endpoint_ip.entry(endpoint.ip).or_default();
-                *services.entry(service.clone()).or_default() += 1;
+                index.by_endpoint_ip.entry(endpoint.ip).or_default().add(service.clone());
                 if let Some(pod) = &endpoint.pod {
-                    let services = space.services_of_pod.entry(pod.clone()).or_default();
-                    *services.entry(entry.service.clone()).or_default() += 1;
+                    space.services_of_pod.entry(pod.clone()).or_default().add(entry.service.clone());
                 }
             }
         }
@@ -181,10 +179,10 @@ impl Entry for Pod {
         let bundled = |pod: &Pod| usize::from((pod.mesh || pod.opted_in) && !pod.ended);
         dirty.pods.insert(key.clone());
         for ip in before.iter().flat_map(|p| &p.ips) {
-            remove_from(&mut index.by_pod_ip, *ip, key);
+            remove_from(&mut index.by_pod_ip, ip, key);
         }
         for ip in entry.iter().flat_map(|p| &p.ips) {
-            index.by_pod_ip.entry(*ip).or_default().insert(key.clone());
+            index.by_pod_ip.entry(*ip).or_default().add(key.clone());
         }
         index.move_pod(key, before.as_deref(), entry.as_ref());
         for pod in before.as_deref().into_iter().chain(&entry) {
@@ -197,21 +195,36 @@ impl Entry for Pod {
         dirty.leader |= (space.mesh_pods == 0) != (space.mesh_pods + count - was == 0);
         space.mesh_pods = space.mesh_pods + count - was;
         match entry {
-            Some(entry) => space.pods.insert(key.name.clone(), Arc::new(entry)),
+            Some(mut entry) => {
+                share_labels(&space.pods, &mut entry);
+                space.pods.insert(key.name.clone(), Arc::new(entry))
+            }
             None => space.pods.remove(&key.name),
         };
         tidy_later(space, key, dirty);
     }
 }
 
+/// Pods of one workload stand beside each other by name, and mostly have the same labels.
+fn share_labels(pods: &BTreeMap<String, Arc<Pod>>, pod: &mut Pod) {
+    let name = pod.key.name.as_str();
+    let before = pods.range::<str, _>((Bound::Unbounded, Bound::Excluded(name))).next_back();
+    let after = pods.range::<str, _>((Bound::Included(name), Bound::Unbounded)).next();
+    if let Some((_, neighbour)) =
+        before.into_iter().chain(after).find(|(_, other)| other.labels == pod.labels)
+    {
+        pod.labels = Arc::clone(&neighbour.labels);
+    }
+}
+
 /// Services that have the pod, or an address of it, as an endpoint.
 pub(super) fn mark_pod(index: &Index, pod: &Pod, dirty: &mut Dirty) {
     for services in pod.ips.iter().filter_map(|ip| index.by_endpoint_ip.get(ip)) {
-        dirty.services.extend(services.keys().cloned());
+        dirty.services.extend(services.iter().cloned());
     }
     let space = index.spaces.get(&pod.key.namespace);
     if let Some(services) = space.and_then(|s| s.services_of_pod.get(&pod.key.name)) {
-        dirty.services.extend(services.keys().map(|name| Key::new(&pod.key.namespace, name)));
+        dirty.services.extend(services.iter().map(|name| Key::new(&pod.key.namespace, name)));
     }
     // Services that are gone but still sent to have no slices: their pods are those that they selected.
     let gone = |space: &Space, name: &String| !space.services.contains_key(name);
@@ -323,25 +336,11 @@ fn keys<'a, I: Iterator<Item = &'a String>>(index: &'a Index, names: impl Fn(&'a
     all.flat_map(|(namespace, space)| names(space).map(move |name| Key::new(namespace, name))).collect()
 }
 
-fn subtract<A: Eq + Hash, B: Ord>(map: &mut HashMap<A, BTreeMap<B, usize>>, at: &A, what: &B) {
-    let Some(counts) = map.get_mut(at) else { return };
-    if let Some(count) = counts.get_mut(what) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(what);
-        }
-    }
-    if counts.is_empty() {
+fn remove_from<A: Eq + Hash, B: Ord>(map: &mut HashMap<A, Few<B>>, at: &A, what: &B) {
+    let Some(members) = map.get_mut(at) else { return };
+    members.remove(what);
+    if members.is_empty() {
         map.remove(at);
-    }
-}
-
-fn remove_from(map: &mut HashMap<IpAddr, BTreeSet<Key>>, ip: IpAddr, key: &Key) {
-    if let Some(keys) = map.get_mut(&ip) {
-        keys.remove(key);
-        if keys.is_empty() {
-            map.remove(&ip);
-        }
     }
 }
 

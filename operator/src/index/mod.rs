@@ -4,6 +4,7 @@
 
 mod dirty;
 mod entry;
+mod few;
 mod key;
 mod node;
 mod outbound;
@@ -24,6 +25,7 @@ use weft_api::{Identity, TrustDomain};
 
 pub use dirty::Dirty;
 pub use entry::{Change, Entry};
+pub use few::Few;
 pub use key::{BadServiceId, Key, ServiceId};
 pub use node::Node;
 pub use outbound::OutboundPolicy;
@@ -43,10 +45,10 @@ pub struct Index {
     pub namespaces: BTreeMap<String, Namespace>,
     nodes: BTreeMap<String, Node>,
     spaces: HashMap<String, Space>,
-    by_service_ip: HashMap<IpAddr, BTreeSet<Key>>,
+    by_service_ip: HashMap<IpAddr, Few<Key>>,
     /// Services that have an endpoint at the address, and in how many slices.
-    by_endpoint_ip: HashMap<IpAddr, BTreeMap<Key, usize>>,
-    by_pod_ip: HashMap<IpAddr, BTreeSet<Key>>,
+    by_endpoint_ip: HashMap<IpAddr, Few<Key>>,
+    by_pod_ip: HashMap<IpAddr, Few<Key>>,
     /// Pods of each node, known or not.
     by_node: HashMap<String, BTreeSet<Key>>,
     version: u64,
@@ -191,17 +193,22 @@ impl Index {
 
     /// The Services that the address stands for: as a cluster IP (one at most), or as an external or load balancer IP.
     pub fn services_at(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_service_ip.get(&ip).into_iter().flatten().filter_map(|key| self.service(key))
+        self.by_service_ip.get(&ip).into_iter().flat_map(Few::iter).filter_map(|key| self.service(key))
     }
 
     /// The Services that have an endpoint at the address.
     pub fn services_of_endpoint(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_endpoint_ip.get(&ip).into_iter().flat_map(BTreeMap::keys).filter_map(|key| self.service(key))
+        self.by_endpoint_ip.get(&ip).into_iter().flat_map(Few::iter).filter_map(|key| self.service(key))
     }
 
     /// The running pods that have the address; more than one only on a node's address.
     pub fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Pod>> {
-        self.by_pod_ip.get(&ip).into_iter().flatten().filter_map(|key| self.pod(key)).filter(|pod| !pod.ended)
+        self.by_pod_ip
+            .get(&ip)
+            .into_iter()
+            .flat_map(Few::iter)
+            .filter_map(|key| self.pod(key))
+            .filter(|pod| !pod.ended)
     }
 
     /// The identity of a pod's workload.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -20,8 +21,8 @@ pub struct Pod {
     pub uid: String,
     /// Its addresses, of both families.
     pub ips: Vec<IpAddr>,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    /// Its labels, which it has in common with others of its workload.
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Its ServiceAccount.
     pub service_account: String,
     /// Who owns it: Deployment, StatefulSet, DaemonSet, Job; the pod's own name when nobody does.
@@ -128,7 +129,7 @@ impl Pod {
             ports,
             probes,
             outbound: annotated(meta.annotations.as_ref()),
-            labels,
+            labels: Arc::new(labels),
             key,
         })
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::{InForce, Tracked};
-use super::{Pod, Service, Slice};
+use super::{Few, Pod, Service, Slice};
 
 /// Labels of pods.
 pub type Labels = BTreeMap<String, String>;
@@ -22,7 +22,7 @@ pub struct Space {
     /// Names of slices by Service.
     pub slices_of: HashMap<String, BTreeSet<String>>,
     /// Services by the pods that their slices name, and in how many places.
-    pub services_of_pod: HashMap<String, BTreeMap<String, usize>>,
+    pub services_of_pod: HashMap<String, Few<String>>,
     /// Pods.
     pub pods: BTreeMap<String, Arc<Pod>>,
     /// MeshServices.
