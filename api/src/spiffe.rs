@@ -58,6 +58,18 @@ pub struct Identity {
     pub service_account: String,
 }
 
+impl Identity {
+    /// Whether a text is this identity's, without making one of it.
+    #[must_use]
+    pub fn is_written(&self, text: &str) -> bool {
+        let account = text
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.strip_prefix(self.trust_domain.as_str())?.strip_prefix("/ns/"))
+            .and_then(|rest| rest.strip_prefix(self.namespace.as_str())?.strip_prefix("/sa/"));
+        account == Some(self.service_account.as_str())
+    }
+}
+
 impl FromStr for Identity {
     type Err = ParseError;
     fn from_str(s: &str) -> Result<Self, ParseError> {
@@ -104,7 +116,10 @@ mod tests {
         #[test]
         fn an_identity_survives_a_round_trip(d in "[a-z0-9._-]{1,40}", n in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", a in "[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?") {
             let id = Identity { trust_domain: d.parse().unwrap(), namespace: n, service_account: a };
-            prop_assert_eq!(id.to_string().parse::<Identity>().unwrap(), id);
+            let text = id.to_string();
+            let longer = format!("{}a", text);
+            prop_assert!(id.is_written(&text) && !id.is_written(&longer) && !id.is_written(&text[1..]));
+            prop_assert_eq!(text.parse::<Identity>().unwrap(), id);
         }
 
         #[test]

@@ -1,6 +1,7 @@
 //! The next snapshot: the present one and an update of the operator. Pure. What cannot be understood is rejected by
 //! itself and its last good version stays; live state is carried over by key, so that no update resets a counter.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::SocketAddr;
@@ -49,14 +50,15 @@ impl Snapshot {
         }
 
         let identity = next.workload.as_ref().map(|own| Arc::clone(&own.identity));
-        let mut carried = Carried::default();
         let mut changed = HashSet::new();
         let own = |snapshot: &Self| snapshot.workload.as_ref().map(|own| Arc::clone(&own.namespace));
         let mut egress_changed = own(&next) != own(self);
         // Who has come to know where it is sees its endpoints in another order.
         let reread = if next.place() == self.place() { Vec::new() } else { self.by_place() };
         let services = reread.iter().map(|message| (&**message, true));
-        for (message, anew) in services.chain(update.services.iter().map(|message| (message, false))) {
+        let services = services.chain(update.services.iter().map(|message| (message, false)));
+        let mut carried = Carried::of(services.clone().map(|(message, _)| message));
+        for (message, anew) in services {
             let fingerprint = fingerprint(message);
             let last = self.services.get(message.key.as_str());
             if !anew && last.is_some_and(|last| last.fingerprint == fingerprint) {
@@ -143,20 +145,74 @@ fn fingerprint(service: &v1::Service) -> u64 {
     hasher.finish()
 }
 
-/// Service, address, pod.
-type EndpointKey = (Box<str>, SocketAddr, Box<str>);
+/// Of one service, by address. A subset's endpoint may differ from the whole service's, and another pod may be at the address of
+/// an earlier one; mostly there is one.
+type ByAddress = HashMap<SocketAddr, (Arc<Endpoint>, Vec<Arc<Endpoint>>)>;
 
-/// Live state by key: of the last snapshot, and of what this update has made so far.
+/// Endpoints of one service: the last snapshot's, and what this update has made so far.
+pub(super) struct Known {
+    by_address: ByAddress,
+    since: Option<Instant>,
+    health: HealthChanges,
+}
+
+impl Known {
+    fn at(&self, addr: SocketAddr, pod: &str) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let here = self.by_address.get(&addr).into_iter();
+        here.flat_map(|(first, more)| std::iter::once(first).chain(more)).filter(move |e| *e.pod == *pod)
+    }
+
+    /// The endpoint of a pod that is as asked for.
+    pub(super) fn same(
+        &self,
+        addr: SocketAddr,
+        pod: &str,
+        fits: impl Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
+        self.at(addr, pod).find(|endpoint| fits(endpoint)).cloned()
+    }
+
+    /// The live state of a pod's endpoint, new where there is none. Another pod at the address of an earlier one is another.
+    pub(super) fn live(&self, addr: SocketAddr, pod: &str) -> Arc<EndpointLive> {
+        self.at(addr, pod).next().map_or_else(
+            || Arc::new(EndpointLive::new(&self.health, self.since)),
+            |endpoint| Arc::clone(&endpoint.live),
+        )
+    }
+
+    /// Notes an endpoint that was made.
+    pub(super) fn add(&mut self, endpoint: &Arc<Endpoint>) {
+        note(&mut self.by_address, endpoint);
+    }
+}
+
+fn note(known: &mut ByAddress, endpoint: &Arc<Endpoint>) {
+    match known.entry(endpoint.addr) {
+        Entry::Vacant(vacant) => {
+            vacant.insert((Arc::clone(endpoint), Vec::new()));
+        }
+        Entry::Occupied(mut there) => {
+            let (first, more) = there.get_mut();
+            if !Arc::ptr_eq(first, endpoint) && !more.iter().any(|other| Arc::ptr_eq(other, endpoint)) {
+                more.push(Arc::clone(endpoint));
+            }
+        }
+    }
+}
+
+/// Live state by key: of the last snapshot, and of what this update has made so far. Only of services that the update is
+/// about: of what else a proxy holds nothing is looked at.
 #[derive(Default)]
 pub(super) struct Carried {
     filled: bool,
+    /// Services whose clusters the update has.
+    wanted: HashSet<Box<str>>,
     services: HashMap<Arc<str>, Arc<ServiceLive>>,
     clusters: HashMap<Arc<str>, (Arc<Breaker>, Arc<ClusterLive>)>,
     /// By service and route.
     routes: HashMap<(Arc<str>, Box<str>), Arc<Breaker>>,
     adaptive: HashMap<Arc<str>, Arc<Adaptive>>,
-    // A subset's endpoint is the same as the whole service's; another pod at the address of an earlier one is not.
-    endpoints: HashMap<EndpointKey, Arc<EndpointLive>>,
+    endpoints: HashMap<Box<str>, ByAddress>,
     health: HealthChanges,
     workload: Option<Arc<Workload>>,
     /// When this update was taken; services that were known before it; the tables of their clusters.
@@ -166,6 +222,12 @@ pub(super) struct Carried {
 }
 
 impl Carried {
+    /// For these messages.
+    fn of<'a>(messages: impl Iterator<Item = &'a v1::Service>) -> Self {
+        let clusters = messages.flat_map(|message| &message.clusters);
+        Self { wanted: clusters.map(|cluster| service_of(&cluster.name).into()).collect(), ..Self::default() }
+    }
+
     fn fill(&mut self, last: &Snapshot, workload: Option<&Arc<Workload>>) {
         if std::mem::replace(&mut self.filled, true) {
             return;
@@ -182,7 +244,9 @@ impl Carried {
                 }
             }
             for cluster in &service.clusters {
-                self.keep(cluster);
+                if self.wanted.contains(service_of(&cluster.name)) {
+                    self.keep(cluster);
+                }
             }
         }
     }
@@ -198,10 +262,10 @@ impl Carried {
         if let Some(adaptive) = &cluster.adaptive {
             self.adaptive.insert(Arc::clone(&cluster.name), Arc::clone(adaptive));
         }
+        let known = self.endpoints.entry(service_of(&cluster.name).into()).or_default();
+        known.reserve(cluster.endpoints.len());
         for endpoint in &cluster.endpoints {
-            self.endpoints
-                .entry((service_of(&cluster.name).into(), endpoint.addr, (&*endpoint.pod).into()))
-                .or_insert_with(|| Arc::clone(&endpoint.live));
+            note(known, endpoint);
         }
     }
 
@@ -237,13 +301,17 @@ impl Carried {
         adaptive
     }
 
-    pub(super) fn endpoint(&mut self, cluster: &str, addr: SocketAddr, pod: &str) -> Arc<EndpointLive> {
-        let service = service_of(cluster);
+    /// What is known of a service's endpoints, until it is given back.
+    pub(super) fn lend(&mut self, service: &str) -> Known {
         // Of a service that is new itself, nothing is newer than the rest.
         let since = self.now.filter(|_| self.known.contains(service));
-        let health = &self.health;
-        let key = (service.into(), addr, pod.into());
-        Arc::clone(self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointLive::new(health, since))))
+        let by_address = self.endpoints.remove(service).unwrap_or_default();
+        Known { by_address, since, health: self.health.clone() }
+    }
+
+    /// Takes it back, and what came to it.
+    pub(super) fn give_back(&mut self, service: &str, known: Known) {
+        self.endpoints.insert(service.into(), known.by_address);
     }
 
     /// Where the own pod is.

@@ -9,8 +9,10 @@ use std::time::Duration;
 use regex::{Regex, RegexBuilder};
 use weft_api::{Identity, v1};
 
-use super::apply::Carried;
-use super::{Cluster, Endpoint, EndpointCheck, MtlsMode, Probe, Protocol, Service, Target, Workload};
+use super::apply::{Carried, Known};
+use super::{
+    Cluster, Endpoint, EndpointCheck, MtlsMode, Probe, Protocol, Service, Target, Workload, service_of,
+};
 use crate::adaptive;
 use crate::breaker::Limits;
 use crate::checks::standing::{ActiveCheck, Kind};
@@ -195,14 +197,15 @@ fn find(clusters: &[Arc<Cluster>], name: &str) -> Result<Arc<Cluster>> {
 fn cluster(message: &v1::Cluster, carried: &mut Carried) -> Result<Cluster> {
     let name: Arc<str> = required("name", &message.name)?.into();
     let balancer = balance::balancer(message)?;
+    let mut known = carried.lend(service_of(&name));
+    let mut before: Option<Arc<Endpoint>> = None;
     let endpoints = list("endpoints", &message.endpoints, |e| {
-        let mut endpoint = endpoint(e, &name, carried)?;
-        if message.active.is_some() && endpoint.check.is_none() {
-            // A file need not say it: as the endpoint's own port.
-            endpoint.check = Some(EndpointCheck { identity: endpoint.identity.clone(), unhealthy: false });
-        }
-        Ok(Arc::new(endpoint))
-    })?;
+        let endpoint = endpoint(e, message.active.is_some(), &mut known, before.as_deref())?;
+        before = Some(Arc::clone(&endpoint));
+        Ok(endpoint)
+    });
+    carried.give_back(service_of(&name), known);
+    let endpoints = endpoints?;
     let (breaker, live) = carried.cluster(&name, breaker(message.breaker.as_ref()));
     let locality = balance::locality(message.locality)?;
     let plan = balance::plan(&name, message, balancer, locality, &endpoints, carried)?;
@@ -307,24 +310,68 @@ fn outlier(message: &v1::Outlier) -> Option<OutlierConfig> {
     any.then_some(config)
 }
 
-fn endpoint(message: &v1::Endpoint, cluster: &str, carried: &mut Carried) -> Result<Endpoint> {
+/// `before`: the one before it in the list. `active`: the cluster's endpoints are checked.
+fn endpoint(
+    message: &v1::Endpoint,
+    active: bool,
+    known: &mut Known,
+    before: Option<&Endpoint>,
+) -> Result<Arc<Endpoint>> {
     let addr = socket("address", &message.address)?;
+    if let Some(same) = known.same(addr, &message.pod, |last| says_the_same(last, message, active)) {
+        return Ok(same);
+    }
+    // Neighbours mostly are of one workload: what they have in common is held once.
+    let text = |text: &str, of: fn(&Endpoint) -> &Arc<str>| match before.map(of) {
+        Some(shared) if **shared == *text => Arc::clone(shared),
+        _ => text.into(),
+    };
+    let shared = before.and_then(|before| before.identity.as_ref());
     let identity = match message.identity.as_str() {
         "" => None,
-        text => Some(identity("identity", text)?),
+        text => match shared.filter(|identity| identity.is_written(text)) {
+            Some(shared) => Some(Arc::clone(shared)),
+            None => Some(identity("identity", text)?),
+        },
     };
-    Ok(Endpoint {
+    let check = message.check.as_ref().map(checked).transpose().map_err(|e| e.within("check"))?;
+    let endpoint = Arc::new(Endpoint {
         addr,
         weight: message.weight,
-        identity,
         pod: message.pod.as_str().into(),
-        workload: message.workload.as_str().into(),
-        zone: message.zone.as_str().into(),
-        region: message.region.as_str().into(),
+        workload: text(&message.workload, |e| &e.workload),
+        zone: text(&message.zone, |e| &e.zone),
+        region: text(&message.region, |e| &e.region),
         priority: balance::priority(message.priority)?,
-        live: carried.endpoint(cluster, addr, &message.pod),
-        check: message.check.as_ref().map(checked).transpose().map_err(|e| e.within("check"))?,
-    })
+        live: known.live(addr, &message.pod),
+        // A file need not say it: as the endpoint's own port.
+        check: check
+            .or_else(|| active.then(|| EndpointCheck { identity: identity.clone(), unhealthy: false })),
+        identity,
+    });
+    known.add(&endpoint);
+    Ok(endpoint)
+}
+
+/// Whether an endpoint, of that address and pod, would come out of the message as it is.
+fn says_the_same(last: &Endpoint, message: &v1::Endpoint, active: bool) -> bool {
+    let identity = |identity: &Option<Arc<Identity>>, text: &str| match identity {
+        Some(identity) => identity.is_written(text),
+        None => text.is_empty(),
+    };
+    let check = match (&last.check, &message.check) {
+        (None, None) => !active,
+        (Some(last), None) => active && !last.unhealthy && identity(&last.identity, &message.identity),
+        (Some(last), Some(now)) => last.unhealthy == now.unhealthy && identity(&last.identity, &now.identity),
+        (None, Some(_)) => false,
+    };
+    check
+        && last.weight == message.weight
+        && last.priority == message.priority
+        && *last.workload == *message.workload
+        && *last.zone == *message.zone
+        && *last.region == *message.region
+        && identity(&last.identity, &message.identity)
 }
 
 fn checked(message: &v1::EndpointCheck) -> Result<EndpointCheck> {
