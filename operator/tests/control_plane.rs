@@ -33,6 +33,7 @@ async fn a_change_is_acknowledged_by_those_whom_it_concerns_and_sent_to_nobody_e
             assert!((changes.callers - proxies as f64).abs() < f64::EPSILON);
         }
     }
+    assert_eq!(world.grow(100).await.unwrap(), 0, "a service that nobody calls is nobody's business");
     let acks = world.operator.metric("weft_operator_acks_total").await;
     assert!(acks.is_some_and(|acks| acks > 50.0), "{acks:?}");
     // Everybody comes back to another operator of the same root, and has everything again.

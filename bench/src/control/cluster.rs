@@ -138,6 +138,22 @@ impl Cluster {
         Self { sizes, services, proxies }
     }
 
+    /// Services that are beside those of any other cluster: in namespaces of their own, at other addresses. No proxies.
+    #[must_use]
+    pub fn beside(sizes: Sizes) -> Self {
+        let mut cluster = Self::new(Sizes { proxies: 0, ..sizes });
+        let mut number = 0;
+        for (s, service) in cluster.services.iter_mut().enumerate() {
+            service.namespace = format!("other-{:03}", s / PER_NAMESPACE);
+            service.ip = ip(112, s);
+            for pod in &mut service.pods {
+                number += 1;
+                pod.ip = ip(192, number);
+            }
+        }
+        cluster
+    }
+
     /// All namespaces.
     #[must_use]
     pub fn namespaces(&self) -> BTreeSet<&str> {

@@ -23,6 +23,8 @@ use super::store::Store;
 
 /// A proxy that has not got what it has to get after this never will.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing is written for so long: what had to be written is.
+const SETTLED: Duration = Duration::from_secs(3);
 /// After the last change of a kind: what else comes was not called for.
 const QUIET: Duration = Duration::from_millis(500);
 
@@ -53,7 +55,9 @@ pub struct Start {
     pub cpu: Duration,
     /// Attempts of proxies that failed and were made again.
     pub failures: usize,
-    /// What the operator holds then.
+    /// What the operator holds before anybody has connected.
+    pub alone: Memory,
+    /// What it holds when everybody has.
     pub memory: Memory,
 }
 
@@ -131,11 +135,12 @@ impl World {
         let directory = tempfile::tempdir()?;
         let begin = Instant::now();
         let operator = Operator::start(program, api_server.address, directory.path()).await?;
-        let listed = begin.elapsed();
+        let (listed, alone) = (begin.elapsed(), operator.memory()?);
         let begin = Instant::now();
         let mut proxies = Proxies::start(&cluster, operator.address, root(&store)?)?;
         let (connected, failures) = connected(&mut proxies, cluster.proxies.len(), begin).await?;
-        let started = Start { listed, connected, failures, cpu: operator.cpu()?, memory: operator.memory()? };
+        let started =
+            Start { listed, connected, failures, cpu: operator.cpu()?, alone, memory: operator.memory()? };
         Ok(Self {
             cluster,
             store,
@@ -151,6 +156,16 @@ impl World {
     /// CPU time of the operator for each second in which nothing happens: leases, pings, looks at what is to be written.
     pub async fn idle(&mut self, during: Duration) -> Result<Duration> {
         self.quiet().await?;
+        // After a start the leader writes what became of every resource, one after the other.
+        let (mut written, begin) = (None, Instant::now());
+        while begin.elapsed() < PATIENCE {
+            let now = self.operator.metric("weft_operator_status_writes_total").await;
+            if written.is_some() && now == written {
+                break;
+            }
+            written = now;
+            tokio::time::sleep(SETTLED).await;
+        }
         let before = self.operator.cpu()?;
         tokio::time::sleep(during).await;
         let spent = self.operator.cpu()?.saturating_sub(before);
@@ -254,6 +269,22 @@ impl World {
         }
     }
 
+    /// Adds so many services that nobody calls, with ten pods each, and says how many messages went to proxies on account of it:
+    /// what a proxy holds must not grow with what it does not call. Called once.
+    pub async fn grow(&mut self, services: usize) -> Result<usize> {
+        self.quiet().await?;
+        let seen = "weft_operator_objects{kind=\"services\"}";
+        let before = self.operator.metric(seen).await.context("the operator does not say what it holds")?;
+        let sizes = Sizes { services, pods: services * 10, proxies: 0, calls: 2 };
+        objects::fill(&self.store, &Cluster::beside(sizes));
+        let begin = Instant::now();
+        while self.operator.metric(seen).await.is_none_or(|now| now < before + services as f64) {
+            ensure!(begin.elapsed() < PATIENCE, "the operator does not see what was added");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.quiet().await
+    }
+
     /// Waits until nobody is told anything any more. Says how many messages came.
     async fn quiet(&mut self) -> Result<usize> {
         let mut count = 0;
@@ -269,11 +300,11 @@ impl World {
         self.quiet().await?;
         let begin = Instant::now();
         self.operator.restart().await?;
-        let listed = begin.elapsed();
+        let (listed, alone) = (begin.elapsed(), self.operator.memory()?);
         let begin = Instant::now();
         let (connected, failures) = connected(&mut self.proxies, self.cluster.proxies.len(), begin).await?;
         let (cpu, memory) = (self.operator.cpu()?, self.operator.memory()?);
-        Ok(Start { listed, connected, failures, cpu, memory })
+        Ok(Start { listed, connected, failures, cpu, alone, memory })
     }
 }
 

@@ -20,6 +20,9 @@ use report::Row;
 /// How long idling is measured.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// Services that come last, and that nobody calls.
+const UNRELATED: usize = 990;
+
 /// The control plane of a large cluster.
 #[derive(Parser)]
 struct Options {
@@ -106,6 +109,9 @@ async fn measure(options: &Options, sizes: Sizes) -> Result<Vec<Row>> {
     rows.push(Row::new("after changes", sizes, "rss", "MiB", report::mib(world.operator.memory()?.resident)));
     let restarted = world.restart().await?;
     rows.extend(report::start("restart", sizes, &restarted));
+    let told = world.grow(UNRELATED).await?;
+    ensure!(told == 0, "{told} messages about services that nobody calls");
+    println!("{UNRELATED} services more, which nobody calls: no message to any proxy");
     Ok(rows)
 }
 

@@ -52,6 +52,7 @@ pub fn start(scenario: &str, sizes: Sizes, start: &Start) -> Vec<Row> {
         row("all connected", "ms", ms(start.connected)),
         row("cpu", "ms", ms(start.cpu)),
         row("attempts in vain", "", failures),
+        row("rss before them", "MiB", mib(start.alone.resident)),
         row("rss", "MiB", mib(start.memory.resident)),
         row("peak rss", "MiB", mib(start.memory.peak)),
     ]
