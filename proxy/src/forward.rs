@@ -17,8 +17,8 @@ mod splice;
 
 use splice::Tube;
 
-/// A read of so much says that more is to come, which is better moved than copied. Measured: with less at once, the two
-/// system calls on the pipe cost more than the two copies of the bytes.
+/// A read of so much says that more is to come, which is better moved than copied. Chosen by reasoning: messages of 16 KiB and
+/// bulk were measured, nothing between.
 const MUCH: usize = 32 * 1024;
 /// The most that a TLS record holds (RFC 8446 section 5.1).
 const RECORD: usize = 16 * 1024;

@@ -225,7 +225,7 @@ impl Tls {
     }
 }
 
-/// What rustls takes, in another order: AES with keys of 128 bits first, which is as far out of reach as 256 and costs less (ten
+/// What rustls takes, in another order: AES with keys of 128 bits first, which is out of reach today and costs less (ten
 /// rounds instead of fourteen, and the handshake hashes with SHA-256, for which processors have instructions). Where the
 /// processor has none for AES, ChaCha20 is the faster one. The key exchange stays as it is in rustls: X25519 first.
 fn provider() -> CryptoProvider {
