@@ -19,17 +19,17 @@ fn proxy() -> PathBuf {
     path
 }
 
-fn bench(out: &Path, seconds: &str) -> Command {
+fn bench(out: &Path, subjects: &str, seconds: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-bench"));
     command.arg("--proxy").arg(proxy()).arg("--out").arg(out);
-    command.args(["--scenario", "a", "--subjects", "none,weft", "--rounds", "1", "--seconds-each", seconds]);
+    command.args(["--scenario", "a", "--subjects", subjects, "--rounds", "1", "--seconds-each", seconds]);
     command
 }
 
 #[test]
 fn a_short_run_writes_rows_and_a_picture() {
     let out = tempfile::tempdir().unwrap();
-    let output = bench(out.path(), "0.2").output().unwrap();
+    let output = bench(out.path(), "none,weft", "0.2").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 
@@ -54,7 +54,7 @@ fn a_short_run_writes_rows_and_a_picture() {
 #[test]
 fn an_interrupted_run_leaves_no_proxy() {
     let out = tempfile::tempdir().unwrap();
-    let mut command = bench(out.path(), "60");
+    let mut command = bench(out.path(), "weft", "60");
     let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", running.id());
     let proxies = wait_for(|| {
