@@ -92,18 +92,35 @@ fn code(maps: &str) -> Option<(usize, usize)> {
     })
 }
 
-/// Notices that many connections have ended, whose memory the allocator would keep.
+/// Notices when there may be memory that the allocator keeps for nothing: many connections have ended, or a time of coming and
+/// going is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tide {
     high: usize,
+    last: usize,
+    // Looks in a row that saw as many as the one before; `None` when there was nothing to settle.
+    calm: Option<u32>,
 }
 
 impl Tide {
-    /// Fewer than this are not worth the work.
+    /// Fewer than this are not worth the work at once.
     const MANY: usize = 100;
+    /// After so many looks without a change it is calm.
+    const CALM: u32 = 10;
 
-    /// With how many are open now, looked at every now and then. True: once, when most of those at the highest point are gone.
+    /// With how many are open now, looked at every now and then. True: once, when most of those at the highest point are gone,
+    /// and once when nothing has come or gone for a while.
     pub fn has_gone_out(&mut self, open: usize) -> bool {
+        if open != self.last {
+            self.last = open;
+            self.calm = Some(0);
+        } else if let Some(looks) = &mut self.calm {
+            *looks += 1;
+            if *looks == Self::CALM {
+                *self = Self { high: open, last: open, calm: None };
+                return true;
+            }
+        }
         if open >= self.high {
             self.high = open;
             return false;
@@ -218,6 +235,19 @@ mod tests {
             [10, 1000, 900, 501, 500, 400, 350, 1, 90, 3].map(|open| tide.has_gone_out(open)).to_vec();
         let wanted = [false, false, false, false, true, false, false, true, false, false];
         assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn calm_after_coming_and_going_is_noticed_once() {
+        let mut tide = Tide::default();
+        assert!((0..100).all(|_| !tide.has_gone_out(0)), "nothing has happened");
+        for open in [1, 2, 3, 2] {
+            assert!(!tide.has_gone_out(open));
+        }
+        let seen: Vec<u32> = (1..100).filter(|_| tide.has_gone_out(2)).collect();
+        assert_eq!(seen, [Tide::CALM]);
+        assert!(!tide.has_gone_out(0));
+        assert_eq!((1..100).filter(|_| tide.has_gone_out(0)).count(), 1);
     }
 
     #[test]

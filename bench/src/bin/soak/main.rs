@@ -30,6 +30,9 @@ use config::Layout;
 /// Memory that a proxy may hold more at the end than at the start, in percent.
 const MEMORY_PERCENT: u64 = 10;
 
+/// At rest, before it is measured.
+const CALM: Duration = Duration::from_secs(20);
+
 /// Gauges that must be 0 at rest.
 const AT_REST: [&str; 2] = ["weft_connections", "weft_upstream_connections"];
 /// The gauge that must not be above what it was. It is looked at once a second.
@@ -215,6 +218,8 @@ impl World {
                 break;
             }
         }
+        // Proxies give memory back once it is calm.
+        sleep(CALM).await;
         self.usage()
     }
 
