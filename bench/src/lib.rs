@@ -3,5 +3,6 @@
 
 pub mod certificates;
 pub mod control;
+pub mod look;
 pub mod origin;
 pub mod process;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, SysconfVar, sysconf};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use nix::unistd::Pid;
+
+use crate::look::{self, fetch};
 
 /// How long a proxy may take to be ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -46,7 +46,7 @@ impl Weft {
             })?;
         let mut weft = Self { child, metrics };
         let begin = Instant::now();
-        while weft.fetch("/ready").await.is_none_or(|answer| !answer.starts_with("HTTP/1.1 200")) {
+        while fetch(weft.metrics, "/ready").await.is_none_or(|answer| !answer.starts_with("HTTP/1.1 200")) {
             if let Some(status) = weft.child.try_wait()? {
                 bail!("the proxy of {} ended with {status}", config.display());
             }
@@ -65,40 +65,20 @@ impl Weft {
 
     /// What it holds now.
     pub fn usage(&self) -> Result<Usage> {
-        let process = format!("/proc/{}", self.child.id());
-        let statm = fs::read_to_string(format!("{process}/statm"))?;
-        let pages: u64 = statm
-            .split(' ')
-            .nth(1)
-            .and_then(|pages| pages.parse().ok())
-            .context("statm has no resident pages")?;
-        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096);
         Ok(Usage {
-            rss_kib: pages * page / 1024,
-            descriptors: fs::read_dir(format!("{process}/fd"))?.count(),
+            rss_kib: look::rss_kib(self.child.id())?,
+            descriptors: fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count(),
         })
     }
 
     /// The sum of a metric over all its labels; `None` where it is not shown.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.fetch("/metrics").await?;
+        let text = fetch(self.metrics, "/metrics").await?;
         let values = text.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
         });
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
-    }
-
-    async fn fetch(&self, path: &str) -> Option<String> {
-        let asked = async {
-            let mut stream = TcpStream::connect(self.metrics).await.ok()?;
-            let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.ok()?;
-            Some(answer)
-        };
-        tokio::time::timeout(Duration::from_secs(5), asked).await.ok()?
     }
 }
 

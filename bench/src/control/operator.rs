@@ -11,11 +11,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use weft_api::names;
 
+use crate::look::{self, fetch};
 use crate::process::free_address;
 
 /// How long it may take to list everything, or to end.
@@ -77,7 +76,7 @@ impl Operator {
 
     async fn until_ready(&mut self) -> Result<()> {
         let begin = Instant::now();
-        while !self.fetch("/ready").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        while !fetch(self.metrics, "/ready").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             if let Some(status) = self.child.try_wait()? {
                 bail!(
                     "the operator ended with {status}; see {}",
@@ -90,32 +89,15 @@ impl Operator {
         Ok(())
     }
 
-    async fn fetch(&self, path: &str) -> Option<String> {
-        let asked = async {
-            let mut stream = TcpStream::connect(self.metrics).await.ok()?;
-            let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.ok()?;
-            Some(answer)
-        };
-        timeout(Duration::from_secs(5), asked).await.ok()?
-    }
-
     /// The value of a metric without labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.fetch("/metrics").await?;
+        let text = fetch(self.metrics, "/metrics").await?;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// The time that all its threads spent on a CPU, since its start.
     pub fn cpu(&self) -> Result<Duration> {
-        let mut nanoseconds = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-            nanoseconds += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        look::cpu(self.child.id())
     }
 
     /// What it holds.

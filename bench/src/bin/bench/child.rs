@@ -13,8 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 use tokio::net::TcpStream;
+use weft_bench::look;
 
 /// How long a subject may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -91,21 +92,12 @@ impl Process {
     /// Time on a processor of all its threads so far, in nanoseconds. Threads that have ended do not count; no subject
     /// ends threads under load.
     pub fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // First column: time on the processor in ns (Documentation/scheduler/sched-stats.rst).
-            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            sum += text.split(' ').next().and_then(|time| time.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(sum)
+        Ok(u64::try_from(look::cpu(self.child.id())?.as_nanos())?)
     }
 
     /// Resident memory, in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
-        let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
-        let pages = statm.split(' ').nth(1).context("statm has no resident pages")?.parse::<u64>()?;
-        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096);
-        Ok(pages * page / 1024)
+        look::rss_kib(self.child.id())
     }
 }
 
