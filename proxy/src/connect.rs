@@ -25,6 +25,7 @@ use crate::lost::Socket;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::shed::is_out_of_files;
+use crate::through::write_through;
 use crate::tls::{Ahead, Alpn, PeerError, Tls, peer_identity};
 
 /// The peer is somebody else.
@@ -206,31 +207,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
+write_through!(Counted, stream);
 
 impl Upstream {
     /// Sends something that the peer's kernel has to acknowledge and that changes nothing for anybody: new keys (RFC 8446 section

@@ -57,5 +57,6 @@ pub mod store;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod testing;
+mod through;
 pub mod tls;
 mod worker;
