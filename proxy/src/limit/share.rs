@@ -147,8 +147,7 @@ impl Shared {
     /// What is asked for of late, in millionths of what the whole limit allows: a moving average over as long as the limit
     /// gives [`ENOUGH`] requests, so that chance alone does not move the parts. `elapsed`: since the last call.
     pub fn demand(&self, elapsed: Duration) -> u32 {
-        let asked = self.counts.asked.load(Ordering::Relaxed);
-        let asked = asked - self.counts.asked_before.swap(asked, Ordering::Relaxed);
+        let (_, asked) = since(&self.counts.asked, &self.counts.asked_before);
         let now = f64::from(self.whole.millionths(asked, elapsed));
         let span = self.whole.time_of(ENOUGH).clamp(Duration::ZERO, LONGEST);
         let weight = elapsed.as_secs_f64() / (elapsed + span).as_secs_f64().max(f64::EPSILON);
