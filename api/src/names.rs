@@ -40,6 +40,14 @@ pub const BUNDLE_CONFIGMAP: &str = "weft-trust-bundle";
 pub const BUNDLE_KEY: &str = "roots.pem";
 /// Secret with the root certificate (`tls.crt`) and key (`tls.key`), in Weft's own namespace.
 pub const CA_SECRET: &str = "weft-ca";
+/// On [`CA_SECRET`], as an annotation of any value: the user wants the root to be rotated now.
+pub const ROTATE_ROOT: &str = "weft.dev/rotate-root";
+/// On [`CA_SECRET`], as an annotation: when its present standing began, in ms since 1970.
+pub const ROOTS_EPOCH: &str = "weft.dev/roots-epoch";
+/// On [`CA_SECRET`], as an annotation: which phase of a rotation it is in.
+pub const ROOTS_PHASE: &str = "weft.dev/roots-phase";
+/// ConfigMap in Weft's own namespace that says where the rotation of the root stands.
+pub const CA_STATUS: &str = "weft-ca-status";
 /// ServiceAccount, Service and Deployment of the operator.
 pub const OPERATOR: &str = "weft-operator";
 /// ServiceAccount, Service and Deployment of the webhook.

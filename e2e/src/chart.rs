@@ -33,6 +33,11 @@ pub fn ensure_installed(cluster: &Cluster) -> Result<()> {
 
 /// `helm upgrade --install`, waiting until everything is ready. How long it took.
 pub fn install(cluster: &Cluster) -> Result<Duration> {
+    install_with(cluster, &[])
+}
+
+/// The same with more arguments, such as `--set=leafLifetime=60s`.
+pub fn install_with(cluster: &Cluster, more: &[&str]) -> Result<Duration> {
     let began = Instant::now();
     let chart = path().to_string_lossy().into_owned();
     let mut args = vec![
@@ -49,6 +54,7 @@ pub fn install(cluster: &Cluster) -> Result<Duration> {
     if cluster.objects("", "nodes", "")?.len() == 1 {
         args.push("--set=profile=one-node");
     }
+    args.extend(more);
     cluster.helm(&args)?;
     ready(cluster)?;
     Ok(began.elapsed())

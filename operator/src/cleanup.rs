@@ -48,6 +48,7 @@ pub async fn run(settings: Cleanup) -> anyhow::Result<()> {
 
     let own = &settings.namespace;
     delete::<Secret>(&Api::namespaced(client.clone(), own), names::CA_SECRET).await?;
+    delete::<ConfigMap>(&Api::namespaced(client.clone(), own), names::CA_STATUS).await?;
     delete::<Lease>(&Api::namespaced(client.clone(), own), names::OPERATOR).await?;
     if !settings.keep_crds {
         let api: Api<CustomResourceDefinition> = Api::all(client);

@@ -10,6 +10,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::ca::Phase;
+use crate::ca::rotation::Step;
+
 /// Kind of a Kubernetes object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
@@ -37,6 +40,20 @@ pub enum Refused {
 pub struct Why {
     /// The reason.
     pub reason: Refused,
+}
+
+/// Label of the phase of the root's rotation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct InPhase {
+    /// The phase.
+    pub phase: Phase,
+}
+
+/// Label of a step of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Took {
+    /// The step.
+    pub step: Step,
 }
 
 /// All metrics.
@@ -69,6 +86,10 @@ pub struct Metrics {
     pub refused: Family<Why, Counter>,
     /// Expiry of the root.
     pub root_expiry: Gauge<i64, AtomicI64>,
+    /// 1 for the phase in which the rotation of the root is; on the leader.
+    pub rotation_phase: Family<InPhase, Gauge>,
+    /// Steps of it that this replica took.
+    pub rotation_steps: Family<Took, Counter>,
     /// Expiry of the operator's own certificate.
     pub leaf_expiry: Gauge<i64, AtomicI64>,
     /// 1 on the leader.
@@ -98,6 +119,8 @@ impl Default for Metrics {
             leaf_expiry: Gauge::default(),
             leader: Gauge::default(),
             status_writes: Counter::default(),
+            rotation_phase: Family::default(),
+            rotation_steps: Family::default(),
         };
         let r = &mut all.registry;
         r.register("proxies", "Proxies with a configuration stream to this replica", all.proxies.clone());
@@ -146,6 +169,12 @@ impl Default for Metrics {
             Unit::Seconds,
             all.leaf_expiry.clone(),
         );
+        r.register(
+            "root_rotation_phase",
+            "1 for the phase in which the rotation of the root is (on the replica that leads)",
+            all.rotation_phase.clone(),
+        );
+        r.register("root_rotation_steps", "Steps of the root's rotation taken", all.rotation_steps.clone());
         r.register("leader", "1 on the replica that leads", all.leader.clone());
         r.register("status_writes", "Writes to the status of resources", all.status_writes.clone());
         all

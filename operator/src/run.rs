@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
-use crate::ca::{Authority, Root, secret};
+use crate::ca::{Authority, Roots, secret};
 use crate::checks;
 use crate::index::Index;
 use crate::leader::Leader;
@@ -42,6 +42,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a part cannot start.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    settings.check().map_err(anyhow::Error::msg)?;
     let (client, writer) = clients().await?;
     let metrics = Arc::new(Metrics::default());
     let mut index = Index::new(&settings.namespace, settings.trust_domain.clone());
@@ -51,8 +52,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     watch::start(&client, &store, &metrics, &synced, &mut tasks);
 
-    let root = root(&writer, &settings).await;
-    let authority = Arc::new(Authority::new(root, settings.leaf_lifetime));
+    let roots = roots(&writer, &settings).await;
+    let authority = Arc::new(Authority::new(roots, settings.leaf_lifetime));
     let serving = Serving::new(Arc::clone(&authority), settings.trust_domain.clone(), &settings.namespace)
         .context("the operator's own certificate cannot be made")?;
     let shared = Arc::new(Shared {
@@ -68,12 +69,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     });
 
     let (missing, root_missing) = tokio::sync::watch::channel(false);
+    let (read, standing) = tokio::sync::watch::channel(None);
     let serving = Arc::clone(&shared.serving);
     tasks.spawn(secret::follow(
         client.clone(),
         settings.namespace.clone(),
         authority,
         Arc::clone(&serving),
+        read,
         missing,
     ));
     tasks.spawn(async move { serving.keep_renewed().await });
@@ -101,6 +104,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         settings: settings.clone(),
         root_missing,
+        standing,
+        published: Arc::default(),
     };
     let resign = CancellationToken::new();
     let leading = tokio::spawn(leader.run(resign.clone()));
@@ -145,12 +150,13 @@ async fn clients() -> anyhow::Result<(Client, Client)> {
     Ok((watches, writer))
 }
 
-/// The root, however long the API server takes to give it.
-async fn root(client: &Client, settings: &Settings) -> Root {
+/// The roots, however long the API server takes to give them.
+async fn roots(client: &Client, settings: &Settings) -> Roots {
     let mut pause = Duration::from_millis(200);
     loop {
-        match secret::ensure(client.clone(), &settings.namespace, &settings.trust_domain).await {
-            Ok(root) => return root,
+        let (namespace, domain) = (&settings.namespace, &settings.trust_domain);
+        match secret::ensure(client.clone(), namespace, domain, settings.root_lifetime).await {
+            Ok(roots) => return roots,
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 tracing::error!(error = %error, cause, "there is no root certificate; trying again");

@@ -25,6 +25,9 @@ pub struct Settings {
     /// Lifetime of workload certificates, such as 24h or 90m.
     #[arg(long, env = "WEFT_LEAF_LIFETIME", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+    /// Lifetime of the roots that Weft makes, such as 8760h. The next one follows at two thirds of it.
+    #[arg(long, env = "WEFT_ROOT_LIFETIME", default_value = "8760h", value_parser = lifetime)]
+    pub root_lifetime: Duration,
     /// What becomes of connections to what is neither of the cluster nor a registered external service: AllowAny or
     /// RegisteredOnly.
     #[arg(long, env = "WEFT_OUTBOUND_POLICY", default_value = names::ALLOW_ANY)]
@@ -35,6 +38,24 @@ pub struct Settings {
     /// Port of metrics and health.
     #[arg(long, default_value_t = names::METRICS_PORT)]
     pub metrics_port: u16,
+}
+
+impl Settings {
+    /// What is wrong with the settings taken together.
+    ///
+    /// # Errors
+    /// A sentence that says so.
+    pub fn check(&self) -> Result<(), String> {
+        // One third is left for a rotation, which takes two lives of a leaf where a proxy cannot be reached.
+        if self.root_lifetime < self.leaf_lifetime * 8 {
+            return Err(format!(
+                "rootLifetime ({} s) must be at least eight times leafLifetime ({} s), so that a rotation ends before the old root does",
+                self.root_lifetime.as_secs(),
+                self.leaf_lifetime.as_secs()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Proxies renew at two thirds: less than a minute would be renewal without end.

@@ -26,7 +26,7 @@ use crate::settings::Settings;
 use crate::snapshot::{Snapshot, Target};
 use crate::status::Status;
 use crate::store::{Changes, SnapshotStore};
-use crate::tls::Tls;
+use crate::tls::{Bundle, Tls};
 
 mod demands;
 #[cfg(test)]
@@ -279,7 +279,7 @@ impl Control {
         self.store.publish(next);
         if !update.roots_der.is_empty() {
             let roots = update.roots_der.iter().map(|der| der.to_vec().into()).collect();
-            if let Err(error) = self.tls.set_roots(roots) {
+            if let Err(error) = self.tls.set_roots(Bundle { roots, epoch: update.roots_epoch }) {
                 rejections.push(Rejection { resource: "roots".to_owned(), message: chain(&error) });
             }
         }

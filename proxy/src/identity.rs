@@ -19,7 +19,7 @@ use crate::backoff::Backoff;
 use crate::dial::{self, DialError, chain};
 use crate::settings::Settings;
 use crate::status::Status;
-use crate::tls::{Leaf, PeerError, Tls, TlsError, leaf};
+use crate::tls::{Bundle, Leaf, PeerError, Tls, TlsError, leaf};
 
 #[cfg(test)]
 mod tests;
@@ -123,7 +123,8 @@ pub async fn sign(settings: &Settings, tls: &Tls) -> Result<Leaf, SignError> {
         return Err(SignError::Identity { signed: leaf.identity, own: settings.identity.clone() });
     }
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    tls.set_identity(certificate, key.into(), certificates(signed.roots_der))?;
+    let bundle = Bundle { roots: certificates(signed.roots_der), epoch: signed.roots_epoch };
+    tls.set_identity(certificate, key.into(), bundle)?;
     Ok(leaf)
 }
 

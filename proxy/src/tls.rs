@@ -79,12 +79,34 @@ pub struct Own {
     pub chain: Vec<CertificateDer<'static>>,
 }
 
+/// A trust bundle. While the root is rotated, the operator's replicas may for a moment not be of one mind, so that one of an
+/// earlier epoch never takes the place of a later one. One of epoch 0 always counts.
+#[derive(Debug)]
+pub struct Bundle {
+    /// All of it.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// When it came to be, in ms since 1970.
+    pub epoch: i64,
+}
+
+impl From<Vec<CertificateDer<'static>>> for Bundle {
+    fn from(roots: Vec<CertificateDer<'static>>) -> Self {
+        Self { roots, epoch: 0 }
+    }
+}
+
+impl Bundle {
+    const fn is_before(&self, epoch: i64) -> bool {
+        self.epoch != 0 && self.epoch < epoch
+    }
+}
+
 /// The live TLS state of the proxy. Reading costs one atomic load.
 pub struct Tls {
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Material>,
-    // Writers read, change and swap; readers never take this.
-    writing: Mutex<()>,
+    // Writers read, change and swap; readers never take this. The epoch of the bundle in force.
+    writing: Mutex<i64>,
     changed: watch::Sender<u64>,
 }
 
@@ -112,7 +134,7 @@ impl Tls {
         Self {
             provider,
             current: ArcSwap::from_pointee(empty),
-            writing: Mutex::new(()),
+            writing: Mutex::new(0),
             changed: watch::Sender::new(0),
         }
     }
@@ -189,28 +211,37 @@ impl Tls {
         &self,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-        roots: Vec<CertificateDer<'static>>,
+        bundle: impl Into<Bundle>,
     ) -> Result<(), TlsError> {
+        let mut bundle = bundle.into();
         let leaf = leaf(&chain).map_err(TlsError::Identity)?;
         let certified =
             CertifiedKey::from_der(chain.clone(), key, &self.provider).map_err(TlsError::Material)?;
         let own = Arc::new(Own { leaf, chain });
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.swap(Arc::new(certified), own, roots)
+        let mut epoch = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if bundle.is_before(*epoch) {
+            bundle = Bundle { roots: self.roots(), epoch: *epoch };
+        }
+        self.swap(Arc::new(certified), own, bundle.roots)?;
+        *epoch = bundle.epoch;
+        Ok(())
     }
 
     /// Takes a new trust bundle. Equal to the present one: nothing happens, TLS sessions stay resumable.
-    pub fn set_roots(&self, roots: Vec<CertificateDer<'static>>) -> Result<(), TlsError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn set_roots(&self, bundle: impl Into<Bundle>) -> Result<(), TlsError> {
+        let bundle = bundle.into();
+        let mut epoch = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.current.load_full();
-        if now.roots == roots {
+        // Before the first certificate there is nothing to verify with them.
+        let (Some(certified), Some(own)) = (&now.certified, &now.own) else { return Ok(()) };
+        if bundle.is_before(*epoch) {
             return Ok(());
         }
-        match (&now.certified, &now.own) {
-            (Some(certified), Some(own)) => self.swap(Arc::clone(certified), Arc::clone(own), roots),
-            // Before the first certificate there is nothing to verify with them.
-            _ => Ok(()),
+        if now.roots != bundle.roots {
+            self.swap(Arc::clone(certified), Arc::clone(own), bundle.roots)?;
         }
+        *epoch = bundle.epoch;
+        Ok(())
     }
 
     fn swap(

@@ -84,6 +84,7 @@ impl Identity for Signer {
             roots_der: vec![self.authority.root.to_vec().into()],
             not_after_unix_s: csr.params.not_after.unix_timestamp(),
             identity: "spiffe://cluster.local/ns/weft-system/sa/weft-webhook".into(),
+            roots_epoch: 0,
         }))
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use weft_api::Identity;
 
 use super::root::{BACKDATE, Root, serial};
+use super::roots::Roots;
 
 /// Why a leaf could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -35,34 +36,46 @@ pub struct Issued {
     pub not_after: SystemTime,
 }
 
-/// Signs with the root of the moment.
+/// Signs with the root of the moment, and says which ones are trusted.
 #[derive(Debug)]
 pub struct Authority {
-    root: ArcSwap<Root>,
+    roots: ArcSwap<Roots>,
     lifetime: Duration,
     changes: watch::Sender<u64>,
 }
 
 impl Authority {
-    /// Signs with this root, for that long.
+    /// Signs with the signing one of these roots, for that long.
     #[must_use]
-    pub fn new(root: Root, lifetime: Duration) -> Self {
-        Self { root: ArcSwap::from_pointee(root), lifetime, changes: watch::Sender::new(0) }
+    pub fn new(roots: impl Into<Roots>, lifetime: Duration) -> Self {
+        Self { roots: ArcSwap::from_pointee(roots.into()), lifetime, changes: watch::Sender::new(0) }
     }
 
-    /// The root of the moment.
+    /// The root that signs.
     #[must_use]
     pub fn root(&self) -> Arc<Root> {
-        self.root.load_full()
+        Arc::clone(&self.roots.load().signing)
     }
 
-    /// Signs with another root from now on.
-    pub fn replace(&self, root: Root) {
-        self.root.store(Arc::new(root));
+    /// All of them.
+    #[must_use]
+    pub fn roots(&self) -> Arc<Roots> {
+        self.roots.load_full()
+    }
+
+    /// How long leaves are good.
+    #[must_use]
+    pub const fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// From now on, these.
+    pub fn replace(&self, roots: impl Into<Roots>) {
+        self.roots.store(Arc::new(roots.into()));
         self.changes.send_modify(|n| *n += 1);
     }
 
-    /// Hears of another root.
+    /// Hears of other roots.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -88,7 +101,7 @@ impl Authority {
         dns_names: &[String],
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
-        let root = self.root.load();
+        let root = self.root();
         let root_end = SystemTime::UNIX_EPOCH + Duration::from_secs(root.not_after.max(0).unsigned_abs());
         if root_end <= now {
             return Err(IssueError::RootExpired);

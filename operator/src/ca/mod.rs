@@ -1,8 +1,11 @@
-//! The certificate authority: a root kept in a Secret, leaves signed from it. Who may have which leaf is decided in `serve`.
+//! The certificate authority: roots kept in a Secret and followed by others in time, leaves signed by one of them. Who may
+//! have which leaf is decided in `serve`.
 
 mod csr;
 mod issue;
 mod root;
+pub mod roots;
+pub mod rotation;
 pub mod secret;
 pub mod serving;
 #[cfg(test)]
@@ -11,3 +14,4 @@ mod tests;
 pub use csr::{BadRequest, public_key};
 pub use issue::{Authority, IssueError, Issued};
 pub use root::{BadRoot, Root};
+pub use roots::{Phase, Roots};

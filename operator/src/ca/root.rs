@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use weft_api::TrustDomain;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Ten years: root rotation with overlap is a thing of its own.
-const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The organization in the subject of a root that Weft makes.
+const OURS: &str = "Weft";
 /// Clocks of nodes differ.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
@@ -46,25 +46,28 @@ pub struct Root {
     pub certificate_pem: String,
     /// The key as PEM.
     pub key_pem: String,
+    /// From when on it is good, in seconds since 1970.
+    pub not_before: i64,
     /// When it expires, in seconds since 1970.
     pub not_after: i64,
     pub(super) issuer: Issuer<'static, KeyPair>,
+    ours: bool,
 }
 
 impl Root {
-    /// Makes a new root: ECDSA P-256, ten years, signs leaves only (path length 0).
+    /// Makes a new root: ECDSA P-256, signs leaves only (path length 0).
     ///
     /// # Errors
     /// When there is no randomness.
-    pub fn generate(trust_domain: &TrustDomain) -> Result<Self, BadRoot> {
+    pub fn generate(trust_domain: &TrustDomain, lifetime: Duration) -> Result<Self, BadRoot> {
         let now = SystemTime::now();
         let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, "Weft");
+        name.push(DnType::OrganizationName, OURS);
         name.push(DnType::CommonName, format!("Weft root of {trust_domain}"));
         let mut params = CertificateParams::default();
         params.distinguished_name = name;
         params.not_before = OffsetDateTime::from(now - BACKDATE);
-        params.not_after = OffsetDateTime::from(now + LIFETIME);
+        params.not_after = OffsetDateTime::from(now + lifetime);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(serial());
@@ -82,7 +85,7 @@ impl Root {
             .map_err(|e| BadRoot::Certificate(e.to_string()))?
             .into_owned();
         let key = KeyPair::from_pem(key_pem).map_err(BadRoot::Key)?;
-        let not_after = {
+        let (not_before, not_after, ours) = {
             let (_, parsed) =
                 X509Certificate::from_der(&der).map_err(|e| BadRoot::Certificate(e.to_string()))?;
             if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
@@ -95,16 +98,26 @@ impl Root {
             if !parsed.is_ca() || !signs {
                 return Err(BadRoot::NotAuthority);
             }
-            parsed.validity().not_after.timestamp()
+            let mut organizations = parsed.subject().iter_organization();
+            let ours = organizations.next().is_some_and(|name| name.as_str() == Ok(OURS));
+            (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp(), ours)
         };
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| BadRoot::Certificate(e.to_string()))?;
         Ok(Self {
             der,
             certificate_pem: certificate_pem.to_owned(),
             key_pem: key_pem.to_owned(),
+            not_before,
             not_after,
+            ours,
             issuer,
         })
+    }
+
+    /// Whether Weft has made it; if not, it is the user's own.
+    #[must_use]
+    pub const fn is_weft(&self) -> bool {
+        self.ours
     }
 }
 

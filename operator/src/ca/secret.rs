@@ -1,8 +1,12 @@
-//! The root in its Secret: made by whichever replica comes first, read by all, watched. It lives on in the memory of every
-//! replica, from where the leader writes it back when somebody deletes it.
+//! The roots in their Secret: made by whichever replica comes first, read by all, watched. They live on in the memory of
+//! every replica, from where the leader writes them back when somebody deletes them. Each step of a rotation is one write, which
+//! the API server refuses when somebody else has written in between.
+//!
+//! `tls.crt` and `tls.key` sign; `next.crt` and `next.key` will; `old.crt` is still trusted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures::TryStreamExt;
 use k8s_openapi::ByteString;
@@ -10,16 +14,23 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::sync::watch;
 use weft_api::{TrustDomain, names};
 
+use super::rotation::{self, Facts, Next, Step, Trusted};
 use super::serving::Serving;
-use super::{Authority, BadRoot, Root};
+use super::{Authority, BadRoot, Phase, Root, Roots};
 use crate::watch::Patience;
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+const NEXT_CERTIFICATE: &str = "next.crt";
+const NEXT_KEY: &str = "next.key";
+const OLD: &str = "old.crt";
 
-/// Why there is no root.
+/// Why there are no roots.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The API server.
@@ -31,81 +42,228 @@ pub enum SecretError {
     /// A key of the Secret is missing.
     #[error("the Secret of the root has no {0}")]
     Missing(&'static str),
+    /// It is the user's, so only the user can make another one.
+    #[error(
+        "the root in Secret {} has expired and is not of Weft's making: put another one there",
+        names::CA_SECRET
+    )]
+    Expired,
 }
 
-/// Reads the root, or makes it. Two replicas that start together end up with the same one.
+/// The Secret as it was read.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The roots.
+    pub roots: Roots,
+    /// Somebody asks for a rotation.
+    pub wanted: bool,
+    /// Which phase the Secret says that it is in.
+    pub marked: Option<String>,
+    // Written back with everything in it that is none of Weft's.
+    secret: Secret,
+}
+
+impl Standing {
+    /// For events.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.secret.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// Whether somebody wrote it who does not mark phases.
+    #[must_use]
+    pub fn unmarked(&self) -> bool {
+        self.marked.as_deref() != Some(self.roots.phase().as_str())
+    }
+
+    /// The roots after a step.
+    ///
+    /// # Errors
+    /// When a root cannot be made.
+    pub fn after(
+        &self,
+        step: Step,
+        make: impl FnOnce() -> Result<Root, BadRoot>,
+        now: SystemTime,
+    ) -> Result<Roots, BadRoot> {
+        Ok(match step {
+            Step::Stamp => self.roots.stamp(now),
+            Step::Begin => self.roots.begin(make()?, now),
+            Step::Switch => self.roots.switch(now),
+            Step::Retire => self.roots.retire(now),
+            Step::Replace => self.roots.replace(make()?, now),
+        })
+    }
+}
+
+/// Reads the roots, or makes the first one. Two replicas that start together end up with the same one. What has expired is
+/// followed by what there is to follow it, because nobody could connect to ask for that.
 ///
 /// # Errors
-/// When the API server cannot be asked, or the Secret holds something else: a root is never replaced unasked.
+/// When the API server cannot be asked, or the Secret holds something else: a root of somebody else's making is never
+/// replaced unasked.
 pub async fn ensure(
     client: Client,
     namespace: &str,
     trust_domain: &TrustDomain,
-) -> Result<Root, SecretError> {
+    lifetime: Duration,
+) -> Result<Roots, SecretError> {
     let api: Api<Secret> = Api::namespaced(client, namespace);
-    if let Some(secret) = api.get_opt(names::CA_SECRET).await? {
-        return read(&secret);
+    let now = SystemTime::now();
+    let Some(secret) = api.get_opt(names::CA_SECRET).await? else {
+        let roots = Roots::from(Root::generate(trust_domain, lifetime)?).stamp(now);
+        return match create(&api, &roots).await {
+            Ok(()) => {
+                tracing::info!(secret = names::CA_SECRET, "made a new root certificate");
+                Ok(roots)
+            }
+            Err(error) if is_taken(&error) => Ok(read(&api.get(names::CA_SECRET).await?)?.roots),
+            Err(error) => Err(error.into()),
+        };
+    };
+    let standing = read(&secret)?;
+    if rotation::expiry(&standing.roots.signing) > now {
+        return Ok(standing.roots);
     }
-    let root = Root::generate(trust_domain)?;
-    match create(&api, &root).await {
-        Ok(()) => {
-            tracing::info!(secret = names::CA_SECRET, "made a new root certificate");
-            Ok(root)
-        }
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
-            read(&api.get(names::CA_SECRET).await?)
-        }
-        Err(error) => Err(error.into()),
-    }
+    let facts = Facts {
+        now,
+        managed: standing.roots.signing.is_weft(),
+        wanted: false,
+        unmarked: false,
+        leaf_lifetime: Duration::ZERO,
+        trusted: Trusted::default(),
+    };
+    let Next::Do(step) = rotation::next(&standing.roots, &facts) else { return Err(SecretError::Expired) };
+    let roots = standing.after(step, || Root::generate(trust_domain, lifetime), now)?;
+    write(&api, &standing, &roots).await?;
+    tracing::warn!(
+        ?step,
+        "the root had expired: proxies follow as soon as they have read the new trust bundle"
+    );
+    Ok(roots)
 }
 
-/// Writes a root that is in memory back, unless there is one.
+/// Writes roots that are in memory back, unless there are some.
 ///
 /// # Errors
 /// When the API server refuses. `Ok(false)`: there is a Secret already.
-pub async fn restore(client: Client, namespace: &str, root: &Root) -> Result<bool, SecretError> {
+pub async fn restore(client: Client, namespace: &str, roots: &Roots) -> Result<bool, SecretError> {
     let api: Api<Secret> = Api::namespaced(client, namespace);
-    match create(&api, root).await {
+    match create(&api, roots).await {
         Ok(()) => Ok(true),
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+        Err(error) if is_taken(&error) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn create(api: &Api<Secret>, root: &Root) -> kube::Result<()> {
-    let data = [(CERTIFICATE, &root.certificate_pem), (KEY, &root.key_pem)];
-    let secret = Secret {
+/// Writes the next standing in place of one that was read.
+///
+/// # Errors
+/// When the API server refuses, also because somebody else has written since.
+pub async fn step(
+    client: Client,
+    namespace: &str,
+    standing: &Standing,
+    roots: &Roots,
+) -> Result<(), SecretError> {
+    Ok(write(&Api::namespaced(client, namespace), standing, roots).await?)
+}
+
+async fn write(api: &Api<Secret>, standing: &Standing, roots: &Roots) -> kube::Result<()> {
+    let mut secret = standing.secret.clone();
+    fill(&mut secret, roots);
+    if roots.phase() == Phase::Distributing {
+        // Done as asked.
+        secret.metadata.annotations.get_or_insert_default().remove(names::ROTATE_ROOT);
+    }
+    // It carries the version that was read.
+    api.replace(names::CA_SECRET, &PostParams::default(), &secret).await.map(|_| ())
+}
+
+async fn create(api: &Api<Secret>, roots: &Roots) -> kube::Result<()> {
+    let mut secret = Secret {
         metadata: ObjectMeta {
             name: Some(names::CA_SECRET.into()),
             labels: Some(BTreeMap::from([(names::MANAGED_BY.into(), names::OPERATOR.into())])),
             ..ObjectMeta::default()
         },
         type_: Some("kubernetes.io/tls".into()),
-        data: Some(
-            data.into_iter()
-                .map(|(name, pem)| (name.to_owned(), ByteString(pem.clone().into_bytes())))
-                .collect(),
-        ),
         ..Secret::default()
     };
+    fill(&mut secret, roots);
     api.create(&PostParams::default(), &secret).await.map(|_| ())
 }
 
-fn read(secret: &Secret) -> Result<Root, SecretError> {
-    let text = |name: &'static str| {
-        let bytes = secret.data.as_ref().and_then(|d| d.get(name)).ok_or(SecretError::Missing(name))?;
-        Ok::<_, SecretError>(String::from_utf8_lossy(&bytes.0).into_owned())
-    };
-    Ok(Root::from_pem(&text(CERTIFICATE)?, &text(KEY)?)?)
+fn fill(secret: &mut Secret, roots: &Roots) {
+    let data = secret.data.get_or_insert_default();
+    let old: String = roots.old.iter().map(|(_, pem)| pem.as_str()).collect();
+    let next = roots.next.as_ref();
+    for (name, text) in [
+        (CERTIFICATE, Some(roots.signing.certificate_pem.as_str())),
+        (KEY, Some(roots.signing.key_pem.as_str())),
+        (NEXT_CERTIFICATE, next.map(|root| root.certificate_pem.as_str())),
+        (NEXT_KEY, next.map(|root| root.key_pem.as_str())),
+        (OLD, Some(old.as_str()).filter(|old| !old.is_empty())),
+    ] {
+        match text {
+            Some(text) => data.insert(name.to_owned(), ByteString(text.as_bytes().to_vec())),
+            None => data.remove(name),
+        };
+    }
+    let annotations = secret.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::ROOTS_EPOCH.to_owned(), roots.epoch.to_string());
+    annotations.insert(names::ROOTS_PHASE.to_owned(), roots.phase().as_str().to_owned());
 }
 
-/// Follows the Secret for ever: another root in it is taken over; `missing` is told whether it is gone.
+fn is_taken(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_already_exists())
+}
+
+fn read(secret: &Secret) -> Result<Standing, SecretError> {
+    let text = |name: &'static str| {
+        let bytes = secret.data.as_ref()?.get(name).filter(|bytes| !bytes.0.is_empty())?;
+        Some(String::from_utf8_lossy(&bytes.0).into_owned())
+    };
+    let needed = |name| text(name).ok_or(SecretError::Missing(name));
+    let annotation = |name: &str| secret.metadata.annotations.as_ref()?.get(name).cloned();
+    let next = match (text(NEXT_CERTIFICATE), text(NEXT_KEY)) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(Arc::new(Root::from_pem(&certificate, &key)?)),
+        (None, _) => return Err(SecretError::Missing(NEXT_CERTIFICATE)),
+        (_, None) => return Err(SecretError::Missing(NEXT_KEY)),
+    };
+    let roots = Roots {
+        signing: Arc::new(Root::from_pem(&needed(CERTIFICATE)?, &needed(KEY)?)?),
+        next,
+        old: old(&text(OLD).unwrap_or_default())?,
+        epoch: annotation(names::ROOTS_EPOCH).and_then(|epoch| epoch.parse().ok()).unwrap_or_default(),
+    };
+    Ok(Standing {
+        roots,
+        wanted: annotation(names::ROTATE_ROOT).is_some(),
+        marked: annotation(names::ROOTS_PHASE),
+        secret: secret.clone(),
+    })
+}
+
+fn old(pem: &str) -> Result<Vec<(CertificateDer<'static>, String)>, BadRoot> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let blocks = pem.split_inclusive(END).filter(|block| block.contains(END));
+    let read = |block: &str| {
+        let der = CertificateDer::from_pem_slice(block.as_bytes());
+        Ok((der.map_err(|e| BadRoot::Certificate(e.to_string()))?, format!("{}\n", block.trim())))
+    };
+    blocks.map(read).collect()
+}
+
+/// Follows the Secret for ever: other roots in it are taken over, and told to whoever asks for the standing; `None`: it is gone.
 pub async fn follow(
     client: Client,
     namespace: String,
     authority: Arc<Authority>,
     serving: Arc<Serving>,
-    missing: tokio::sync::watch::Sender<bool>,
+    standing: watch::Sender<Option<Arc<Standing>>>,
+    missing: watch::Sender<bool>,
 ) {
     let api: Api<Secret> = Api::namespaced(client, &namespace);
     let config =
@@ -118,13 +276,17 @@ pub async fn follow(
             Ok(Some(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret))) => {
                 listed = true;
                 missing.send_replace(false);
-                take_over(&secret, &authority, &serving);
+                if let Some(read) = take_over(&secret, &authority, &serving) {
+                    standing.send_replace(Some(Arc::new(read)));
+                }
             }
             Ok(Some(watcher::Event::Delete(_))) => {
+                standing.send_replace(None);
                 missing.send_replace(true);
             }
             Ok(Some(watcher::Event::InitDone)) => {
                 if !listed {
+                    standing.send_replace(None);
                     missing.send_replace(true);
                 }
             }
@@ -136,18 +298,83 @@ pub async fn follow(
     }
 }
 
-fn take_over(secret: &Secret, authority: &Authority, serving: &Serving) {
-    match read(secret) {
-        Ok(root) if root.der != authority.root().der => {
-            tracing::warn!("Secret {} holds another root: signing with it from now on", names::CA_SECRET);
-            authority.replace(root);
-            if let Err(error) = serving.renew() {
-                tracing::error!(error = %error, "cannot serve with the new root");
-            }
-        }
-        Ok(_) => {}
+fn take_over(secret: &Secret, authority: &Authority, serving: &Serving) -> Option<Standing> {
+    let standing = match read(secret) {
+        Ok(standing) => standing,
         Err(error) => {
-            tracing::error!(error = %error, "the root in the Secret cannot be used; the last one stays")
+            tracing::error!(error = %error, "the roots in the Secret cannot be used; the last ones stay");
+            return None;
         }
+    };
+    let before = authority.roots();
+    if !before.same(&standing.roots) {
+        let phase = standing.roots.phase().as_str();
+        if before.signing.der == standing.roots.signing.der {
+            tracing::info!(phase, "other roots are trusted from now on");
+        } else {
+            tracing::warn!(phase, "signing with another root from now on");
+        }
+        authority.replace(standing.roots.clone());
+        if let Err(error) = serving.renew() {
+            tracing::error!(error = %error, "cannot serve with the new root");
+        }
+    }
+    Some(standing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    fn root() -> Root {
+        Root::generate(&"cluster.local".parse().unwrap(), YEAR).unwrap()
+    }
+
+    fn written(roots: &Roots) -> Secret {
+        let mut secret = Secret::default();
+        fill(&mut secret, roots);
+        secret
+    }
+
+    #[test]
+    fn every_standing_is_read_as_it_was_written() {
+        let now = SystemTime::now();
+        let first = Roots::from(root()).stamp(now);
+        let second = first.begin(root(), now);
+        let third = second.switch(now);
+        let again = third.begin(root(), now).switch(now);
+        assert_eq!(again.old.len(), 2);
+        for roots in [first, second, third, again] {
+            let standing = read(&written(&roots)).unwrap();
+            assert!(standing.roots.same(&roots));
+            assert_eq!(standing.roots.bundle_pem(), roots.bundle_pem());
+            assert!(!standing.unmarked());
+        }
+    }
+
+    #[test]
+    fn the_key_of_an_old_root_is_kept_nowhere() {
+        let now = SystemTime::now();
+        let first = Roots::from(root()).stamp(now);
+        let secret = written(&first.begin(root(), now).switch(now));
+        let all: String =
+            secret.data.unwrap().values().map(|v| String::from_utf8_lossy(&v.0).into_owned()).collect();
+        assert!(!all.contains(first.signing.key_pem.trim()));
+    }
+
+    #[test]
+    fn a_next_root_that_somebody_puts_there_begins_a_rotation() {
+        let mut secret = written(&Roots::from(root()).stamp(SystemTime::now()));
+        let next = root();
+        let data = secret.data.as_mut().unwrap();
+        data.insert(NEXT_CERTIFICATE.into(), ByteString(next.certificate_pem.clone().into_bytes()));
+        assert!(matches!(read(&secret), Err(SecretError::Missing(NEXT_KEY))));
+        let data = secret.data.as_mut().unwrap();
+        data.insert(NEXT_KEY.into(), ByteString(next.key_pem.clone().into_bytes()));
+        let standing = read(&secret).unwrap();
+        assert_eq!(standing.roots.phase(), Phase::Distributing);
+        assert!(standing.unmarked(), "when it began has to be noted first");
     }
 }

@@ -132,7 +132,9 @@ fn make(authority: &Authority, identity: &Identity, dns_names: &[String]) -> Res
 
     let provider: Arc<CryptoProvider> = Arc::new(default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(authority.root().der.clone())?;
+    for root in authority.roots().bundle() {
+        roots.add(root)?;
+    }
     let roots = Arc::new(roots);
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
         .allow_unauthenticated()

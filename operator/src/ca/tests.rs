@@ -17,7 +17,7 @@ fn domain() -> TrustDomain {
 }
 
 fn authority() -> Authority {
-    Authority::new(Root::generate(&domain()).unwrap(), DAY)
+    Authority::new(Root::generate(&domain(), DAY * 365).unwrap(), DAY)
 }
 
 fn identity() -> Identity {
@@ -86,7 +86,7 @@ fn a_leaf_is_refused_before_its_time_after_its_time_and_under_another_root() {
     check(now - Duration::from_secs(240)).unwrap();
     assert!(matches!(check(now - Duration::from_secs(360)), Err(webpki::Error::CertNotValidYet { .. })));
     assert!(matches!(check(now + DAY + Duration::from_secs(2)), Err(webpki::Error::CertExpired { .. })));
-    let foreign = Root::generate(&domain()).unwrap();
+    let foreign = Root::generate(&domain(), DAY * 365).unwrap();
     assert!(verify(&leaf, &foreign.der, KeyUsage::client_auth(), now).is_err());
 }
 
@@ -107,7 +107,7 @@ fn a_leaf_cannot_sign_and_never_outlives_the_root() {
 
 #[test]
 fn the_root_signs_leaves_only_for_ten_years() {
-    let root = Root::generate(&domain()).unwrap();
+    let root = Root::generate(&domain(), DAY * 365).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&root.der).unwrap();
     let constraints = parsed.basic_constraints().unwrap().unwrap().value;
     assert!(constraints.ca);
@@ -120,13 +120,13 @@ fn the_root_signs_leaves_only_for_ten_years() {
 
 #[test]
 fn a_root_survives_its_secret_and_a_wrong_one_is_refused() {
-    let root = Root::generate(&domain()).unwrap();
+    let root = Root::generate(&domain(), DAY * 365).unwrap();
     let again = Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
     assert_eq!(again.der, root.der);
     let leaf = issue(&Authority::new(again, DAY), &[]);
     verify(&leaf, &root.der, KeyUsage::server_auth(), SystemTime::now()).unwrap();
 
-    let other = Root::generate(&domain()).unwrap();
+    let other = Root::generate(&domain(), DAY * 365).unwrap();
     assert!(matches!(Root::from_pem(&root.certificate_pem, &other.key_pem), Err(BadRoot::Mismatch)));
     assert!(matches!(Root::from_pem("", &root.key_pem), Err(BadRoot::Certificate(_))));
     assert!(matches!(Root::from_pem(&root.certificate_pem, "x"), Err(BadRoot::Key(_))));

@@ -236,6 +236,13 @@ impl Index {
             .collect()
     }
 
+    /// Ready pods with a proxy.
+    #[must_use]
+    pub fn proxies(&self) -> u32 {
+        let pods = self.spaces.values().flat_map(|space| space.pods.values());
+        u32::try_from(pods.filter(|pod| pod.mesh && pod.ready && !pod.ended).count()).unwrap_or(u32::MAX)
+    }
+
     /// How many of each kind are held.
     #[must_use]
     pub fn sizes(&self) -> [(&'static str, usize); 8] {

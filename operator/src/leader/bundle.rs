@@ -2,6 +2,7 @@
 //! the last proxy has gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -42,7 +43,7 @@ pub async fn keep(leader: Leader) {
     let config = watcher::Config::default().fields(&name).timeout(120);
     let mut events = std::pin::pin!(watcher(api, config).backoff(Patience::default()));
     let mut changes = leader.shared.store.changes();
-    let mut roots = leader.shared.authority.changes();
+    let mut others = leader.shared.authority.changes();
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     let mut listing = BTreeMap::new();
     let mut listed = false;
@@ -64,7 +65,7 @@ pub async fn keep(leader: Leader) {
                 Err(error) => tracing::warn!(error = %error, "watching the trust bundles failed; trying again"),
             },
             _ = changes.changed() => {}
-            _ = roots.changed() => {}
+            _ = others.changed() => {}
             () = sleep(pause) => {}
         }
         if !listed {
@@ -72,13 +73,17 @@ pub async fn keep(leader: Leader) {
         }
         sleep(BURST).await;
         let wanted = leader.shared.store.view(|view| view.index.bundle_namespaces());
-        let pem = leader.shared.authority.root().certificate_pem.clone();
+        let roots = leader.shared.authority.roots();
+        let pem = roots.bundle_pem();
         pause = CHECK;
         for step in plan(&wanted, &found, &pem) {
             if let Err(error) = apply(&leader, &step, &pem, &mut found).await {
                 tracing::warn!(error = %error, ?step, "cannot write a trust bundle; trying again");
                 pause = RETRY;
             }
+        }
+        if pause == CHECK {
+            leader.published.bundles.store(roots.epoch, Ordering::Release);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What only one replica may do: trust bundles, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
+//! What only one replica may do: the rotation of the root, trust bundles, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
 //! the status of resources, Events, dividing shared limits. Each is observe → plan (pure) → apply; none is needed for running traffic.
 
 mod bundle;
@@ -10,6 +10,7 @@ pub(crate) mod limits;
 mod mirror;
 pub(crate) mod replicas;
 mod root;
+mod rotation;
 mod status;
 mod webhooks;
 
@@ -20,9 +21,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::secret::Standing;
 use crate::serve::Shared;
 use crate::settings::Settings;
 use events::Events;
+pub use rotation::Published;
 
 /// Field manager of everything that the operator applies.
 pub const MANAGER: &str = weft_api::names::OPERATOR;
@@ -40,6 +43,10 @@ pub struct Leader {
     pub settings: Settings,
     /// Whether the CA Secret is gone.
     pub root_missing: watch::Receiver<bool>,
+    /// The CA Secret.
+    pub standing: watch::Receiver<Option<Arc<Standing>>>,
+    /// Which roots the cluster was told of.
+    pub published: Arc<Published>,
 }
 
 impl Leader {
@@ -58,6 +65,7 @@ impl Leader {
         parts.spawn(mirror::keep(self.clone()));
         parts.spawn(webhooks::keep(self.clone()));
         parts.spawn(root::keep(self.clone(), events.clone()));
+        parts.spawn(rotation::keep(self.clone(), events.clone()));
         parts.spawn(limits::keep(self.clone()));
         parts.spawn(status::keep(self.clone(), events));
         tokio::select! {

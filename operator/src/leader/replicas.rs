@@ -61,7 +61,7 @@ impl Replicas {
             }
         }
         let others = self.known.values().map(|r| r.last.clone());
-        fleet::merge(others.chain([shared.fleet.sum()]))
+        fleet::merge(others.chain([shared.applied()]))
     }
 }
 

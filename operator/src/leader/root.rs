@@ -20,8 +20,8 @@ pub async fn keep(leader: Leader, events: Events) {
         if missing.wait_for(|missing| *missing).await.is_err() {
             return;
         }
-        let root = leader.shared.authority.root();
-        match secret::restore(leader.writer.clone(), &leader.settings.namespace, &root).await {
+        let roots = leader.shared.authority.roots();
+        match secret::restore(leader.writer.clone(), &leader.settings.namespace, &roots).await {
             Ok(restored) => {
                 if restored {
                     tracing::warn!("Secret {} was deleted: restored it from memory", names::CA_SECRET);

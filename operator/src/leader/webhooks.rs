@@ -1,5 +1,6 @@
 //! The `caBundle` of Weft's two webhook configurations: written by nobody else, and written again when it drifts.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -45,38 +46,48 @@ impl Configuration for ValidatingWebhookConfiguration {
 
 /// Keeps both right for ever.
 pub async fn keep(leader: Leader) {
-    let mutating = keep_one::<MutatingWebhookConfiguration>(&leader, names::INJECTOR_CONFIGURATION);
-    let validating = keep_one::<ValidatingWebhookConfiguration>(&leader, names::VALIDATOR_CONFIGURATION);
+    let (injector, validator) = (&leader.published.injector, &leader.published.validator);
+    let mutating = keep_one::<MutatingWebhookConfiguration>(&leader, names::INJECTOR_CONFIGURATION, injector);
+    let validating =
+        keep_one::<ValidatingWebhookConfiguration>(&leader, names::VALIDATOR_CONFIGURATION, validator);
     tokio::join!(mutating, validating);
 }
 
-async fn keep_one<K: Configuration>(leader: &Leader, name: &str) {
+async fn keep_one<K: Configuration>(leader: &Leader, name: &str, published: &AtomicI64) {
     let api: Api<K> = Api::all(leader.client.clone());
     let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(120);
     let mut events = std::pin::pin!(watcher(api.clone(), config).backoff(Patience::default()));
     let writer: Api<K> = Api::all(leader.writer.clone());
-    let mut roots = leader.shared.authority.changes();
+    let mut changes = leader.shared.authority.changes();
     let mut current: Option<K> = None;
+    let mut listed = false;
     let mut pause = CHECK;
     loop {
         tokio::select! {
             event = events.try_next() => match event {
                 Ok(Some(Event::Apply(found) | Event::InitApply(found))) => current = Some(found),
                 Ok(Some(Event::Delete(_) | Event::Init)) => current = None,
-                Ok(Some(Event::InitDone)) => {}
+                Ok(Some(Event::InitDone)) => listed = true,
                 Ok(None) => return,
                 Err(error) => tracing::warn!(error = %error, name, "watching a webhook configuration failed; trying again"),
             },
-            _ = roots.changed() => {}
+            _ = changes.changed() => {}
             () = sleep(pause) => {}
         }
         pause = CHECK;
-        let pem = leader.shared.authority.root().certificate_pem.clone();
-        let Some(patch) = current.as_ref().and_then(|c| plan(&c.bundles(), &pem)) else { continue };
+        let roots = leader.shared.authority.roots();
+        let pem = roots.bundle_pem();
+        let Some(patch) = current.as_ref().and_then(|c| plan(&c.bundles(), &pem)) else {
+            if listed {
+                published.store(roots.epoch, Ordering::Release);
+            }
+            continue;
+        };
         match writer.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
             Ok(patched) => {
                 tracing::info!(name, "wrote the caBundle");
                 current = Some(patched);
+                published.store(roots.epoch, Ordering::Release);
             }
             Err(kube::Error::Api(status)) if status.code == 404 => current = None,
             Err(error) => {

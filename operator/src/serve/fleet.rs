@@ -136,6 +136,7 @@ impl Fleet {
             proxies: u32::try_from(reports.by_session.len()).unwrap_or(u32::MAX),
             rows: in_order(applied),
             ejected: ejected.into_values().collect(),
+            roots_epoch: 0,
         }
     }
 }
@@ -172,7 +173,9 @@ pub fn merge(replies: impl IntoIterator<Item = AppliedReply>) -> AppliedReply {
     let mut applied: BTreeMap<SourceKey, AppliedRow> = BTreeMap::new();
     let mut ejected: BTreeMap<(String, String), EjectedRow> = BTreeMap::new();
     let mut proxies = 0u32;
+    let mut roots_epoch = i64::MAX;
     for reply in replies {
+        roots_epoch = roots_epoch.min(reply.roots_epoch);
         proxies = proxies.saturating_add(reply.proxies);
         reply.rows.iter().for_each(|row| add_applied(&mut applied, row));
         for row in reply.ejected {
@@ -184,7 +187,12 @@ pub fn merge(replies: impl IntoIterator<Item = AppliedReply>) -> AppliedReply {
             }
         }
     }
-    AppliedReply { proxies, rows: applied.into_values().collect(), ejected: ejected.into_values().collect() }
+    AppliedReply {
+        proxies,
+        rows: applied.into_values().collect(),
+        ejected: ejected.into_values().collect(),
+        roots_epoch,
+    }
 }
 
 impl Member {

@@ -21,10 +21,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
+use weft_api::v1::AppliedReply;
 use weft_api::v1::identity_server::IdentityServer;
 use weft_api::v1::peers_server::PeersServer;
 
-pub use session::{MAX_ADDRESSES, Refusal, Session};
+pub use session::{MAX_ADDRESSES, Refusal, Session, bundle_source};
 
 use crate::ca::Authority;
 use crate::ca::serving::Serving;
@@ -60,6 +61,14 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// Owns the streams.
     pub tasks: TaskTracker,
+}
+
+impl Shared {
+    /// What this replica's proxies acknowledged, and by which roots it serves.
+    #[must_use]
+    pub fn applied(&self) -> AppliedReply {
+        AppliedReply { roots_epoch: self.authority.roots().epoch, ..self.fleet.sum() }
+    }
 }
 
 /// Serves until told to stop.

@@ -34,7 +34,7 @@ impl Replicas {
 impl Peers for Replicas {
     async fn applied(&self, request: Request<AppliedRequest>) -> Result<Response<AppliedReply>, Status> {
         self.only_operators(&request)?;
-        Ok(Response::new(self.shared.fleet.sum()))
+        Ok(Response::new(self.shared.applied()))
     }
 
     async fn limits(&self, request: Request<LimitsRequest>) -> Result<Response<LimitsReply>, Status> {

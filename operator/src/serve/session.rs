@@ -10,6 +10,7 @@ use weft_api::v1::{self, AppliedRow, Source};
 use weft_crds::mesh_service::Target as Described;
 
 use super::wire::Update as Outgoing;
+use crate::ca::Roots;
 use crate::compile::{self, Encoded, Target};
 use crate::index::{Key, ServiceId};
 use crate::store::{Topic, View};
@@ -76,6 +77,14 @@ pub struct News {
 }
 
 const WORKLOAD: &str = "workload";
+/// As proxies name the trust bundle in a rejection.
+const ROOTS: &str = "roots";
+
+/// By which acknowledgements of a trust bundle are counted.
+#[must_use]
+pub fn bundle_source(roots: &Roots) -> Source {
+    Source { kind: "TrustBundle".into(), name: roots.bundle_id(), ..Source::default() }
+}
 
 impl Session {
     /// For a pod.
@@ -119,11 +128,16 @@ impl Session {
         &self.pod
     }
 
-    /// A message with the whole trust bundle.
-    pub fn roots(&mut self, roots_der: Vec<bytes::Bytes>) -> Outgoing {
+    /// A message with the whole trust bundle. It is acknowledged like a resource of Kubernetes.
+    pub fn roots(&mut self, roots: &Roots) -> Outgoing {
         self.version += 1;
-        self.note_sent(Vec::new());
-        Outgoing { version: self.version, roots_der, ..Outgoing::default() }
+        self.note_sent(vec![(ROOTS.to_owned(), vec![bundle_source(roots)])]);
+        Outgoing {
+            version: self.version,
+            roots_der: roots.bundle_wire(),
+            roots_epoch: roots.epoch,
+            ..Outgoing::default()
+        }
     }
 
     /// Whether the pod keeps a rate limit of that id together with others.

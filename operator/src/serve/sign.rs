@@ -61,6 +61,8 @@ impl<R: Reviewer> Signer<R> {
             service_account: pod.service_account.clone(),
         };
         let dns_names = self.dns_names(&pod);
+        // Before signing: a bundle that is a moment too old is taken for what it is, one that is too new is not.
+        let roots = self.shared.authority.roots();
         let issued = self.shared.authority.issue(&key, &identity, &dns_names).map_err(|error| {
             tracing::error!(error = %error, pod = %pod.key, "cannot sign");
             (Refused::Unavailable, Status::unavailable(error.to_string()))
@@ -68,7 +70,8 @@ impl<R: Reviewer> Signer<R> {
         let not_after = issued.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let response = SignResponse {
             chain_der: issued.chain.iter().map(|c| c.to_vec().into()).collect(),
-            roots_der: vec![self.shared.authority.root().der.to_vec().into()],
+            roots_der: roots.bundle_wire(),
+            roots_epoch: roots.epoch,
             not_after_unix_s: i64::try_from(not_after).unwrap_or(i64::MAX),
             identity: identity.to_string(),
         };

@@ -164,6 +164,10 @@ impl Subscriber {
         let shared = Arc::clone(&self.shared);
         let mailbox = Arc::clone(&self.mailbox);
 
+        // What it holds may be of before: it was not connected, or another replica signed for it.
+        roots.borrow_and_update();
+        let bundle = self.session.roots(&shared.authority.roots());
+        self.send(vec![bundle], outgoing).await?;
         self.register();
         self.push(outgoing).await?;
         loop {
@@ -187,7 +191,7 @@ impl Subscriber {
                     if changed.is_err() {
                         return Err(stopping());
                     }
-                    let message = self.session.roots(vec![shared.authority.root().der.to_vec().into()]);
+                    let message = self.session.roots(&shared.authority.roots());
                     self.send(vec![message], outgoing).await?;
                 }
             }

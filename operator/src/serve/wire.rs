@@ -43,6 +43,9 @@ pub struct Update {
     /// Its parts of limits.
     #[prost(message, repeated, tag = "7")]
     pub rate_shares: Vec<Share>,
+    /// Of `roots_der`.
+    #[prost(int64, tag = "8")]
+    pub roots_epoch: i64,
 }
 
 /// The service, for the server's router.
@@ -115,6 +118,7 @@ mod tests {
             removed_services: vec!["shop/gone:80".into()],
             roots_der: vec![Bytes::from_static(b"root")],
             rate_shares: vec![Share { limit: "l".into(), share: 3, ..Share::default() }],
+            roots_epoch: 9,
         };
         let update = Update {
             version: 7,
@@ -124,6 +128,7 @@ mod tests {
             removed_services: expected.removed_services.clone(),
             roots_der: expected.roots_der.clone(),
             rate_shares: expected.rate_shares.clone(),
+            roots_epoch: expected.roots_epoch,
         };
         assert_eq!(update.encode_to_vec(), expected.encode_to_vec());
         assert_eq!(update.read(), expected);

@@ -265,6 +265,7 @@ impl v1::identity_server::Identity for Handler {
             roots_der: vec![bytes(&self.0.ca.root())],
             not_after_unix_s: 0,
             identity: uri,
+            roots_epoch: 0,
         }))
     }
 }

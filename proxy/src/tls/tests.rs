@@ -293,3 +293,25 @@ fn bad_material_changes_nothing() {
     tls.set_roots(vec![ca.root()]).unwrap();
     assert!(!changes.has_changed().unwrap(), "equal roots are no change");
 }
+
+#[test]
+fn a_bundle_of_before_never_takes_the_place_of_a_later_one() {
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    let tls = Tls::new();
+    let me = identity("shop", "front");
+    let bundle = |roots: &[&Ca], epoch| Bundle { roots: roots.iter().map(|ca| ca.root()).collect(), epoch };
+    let (chain, key) = old.workload(&me);
+    tls.set_identity(chain, key, bundle(&[&old], 1)).unwrap();
+    tls.set_roots(bundle(&[&old, &new], 2)).unwrap();
+    // A replica of the operator that has not heard of it yet signs.
+    let (chain, key) = old.workload(&me);
+    tls.set_identity(chain, key, bundle(&[&old], 1)).unwrap();
+    assert_eq!(tls.roots().len(), 2);
+    tls.set_roots(bundle(&[&old], 1)).unwrap();
+    assert_eq!(tls.roots().len(), 2);
+    // Later, and of whoever does not count.
+    tls.set_roots(bundle(&[&new], 3)).unwrap();
+    assert_eq!(tls.roots(), [new.root()]);
+    tls.set_roots(vec![old.root()]).unwrap();
+    assert_eq!(tls.roots(), [old.root()]);
+}

@@ -50,7 +50,9 @@ fn each_port_is_a_service_with_the_whole_treatment() {
 
 #[test]
 fn written_endpoints_stand_in_place_of_the_host() {
-    let root = crate::ca::Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let root =
+        crate::ca::Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400))
+            .unwrap();
     let index = index_of([registered(
         "shop/db",
         json!({

@@ -53,7 +53,8 @@ fn shares(message: ToProxy) -> Vec<Share> {
 
 #[tokio::test]
 async fn the_leader_divides_a_limit_among_proxies_of_all_operator_replicas() {
-    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let root =
+        Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400)).unwrap();
     let same = || Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
     let one = Operator::start_at("127.0.0.1:0".parse().unwrap(), same(), objects()).await;
     let second = SocketAddr::new("127.0.0.2".parse().unwrap(), one.at.port());

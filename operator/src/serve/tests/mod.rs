@@ -60,7 +60,8 @@ struct Operator {
 
 impl Operator {
     async fn start(objects: Vec<Object>) -> Self {
-        let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+        let root = Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400))
+            .unwrap();
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), root, objects).await
     }
 

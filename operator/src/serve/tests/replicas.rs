@@ -26,6 +26,7 @@ pub(super) fn settings(grpc_port: u16) -> Settings {
         trust_domain: "cluster.local".parse().unwrap(),
         outbound_policy: OutboundPolicy::AllowAny,
         leaf_lifetime: std::time::Duration::from_secs(3600),
+        root_lifetime: std::time::Duration::from_secs(86_400),
         grpc_port,
         metrics_port: 0,
     }
@@ -33,7 +34,8 @@ pub(super) fn settings(grpc_port: u16) -> Settings {
 
 #[tokio::test]
 async fn the_leader_adds_up_what_all_ready_replicas_say() {
-    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let root =
+        Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400)).unwrap();
     let same = || Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
     let with_pods = || {
         let mut objects = shop();
@@ -76,7 +78,8 @@ async fn the_leader_adds_up_what_all_ready_replicas_say() {
 
 #[tokio::test]
 async fn every_replica_learns_what_the_checks_of_the_others_found() {
-    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let root =
+        Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400)).unwrap();
     let same = || Root::from_pem(&root.certificate_pem, &root.key_pem).unwrap();
     let objects = || {
         let mut objects = shop();

@@ -63,7 +63,17 @@ impl Proxy {
         self.say(Message::Ack(Ack { version, rejections: Vec::new() })).await;
     }
 
+    /// The next message but the trust bundle, with which every stream begins.
     pub(super) async fn next(&mut self) -> Result<ToProxy, Status> {
+        loop {
+            let message = self.next_of_all().await?;
+            if message.roots_der.is_empty() {
+                return Ok(message);
+            }
+        }
+    }
+
+    pub(super) async fn next_of_all(&mut self) -> Result<ToProxy, Status> {
         let message = timeout(Duration::from_secs(5), self.hear.message()).await.expect("no message came");
         Ok(message?.expect("the stream ended"))
     }
@@ -258,8 +268,10 @@ async fn whoever_is_not_the_pods_workload_is_refused() {
 #[tokio::test]
 async fn a_certificate_of_another_root_gets_no_connection() {
     let operator = Operator::start(shop()).await;
-    let foreign =
-        Authority::new(Root::generate(&"cluster.local".parse().unwrap()).unwrap(), Duration::from_secs(3600));
+    let foreign = Authority::new(
+        Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400)).unwrap(),
+        Duration::from_secs(3600),
+    );
     let config = operator.client(Some(certificate_of(&foreign, FRONT)));
     let opened = async {
         let channel = connect(operator.at, config).await.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -305,10 +317,44 @@ async fn a_new_serving_certificate_is_taken_by_new_connections_and_a_new_root_is
     operator.shared.serving.renew().unwrap();
     let mut second = front(&operator).await;
     second.next().await.unwrap();
-    let root = Root::generate(&"cluster.local".parse().unwrap()).unwrap();
+    let root =
+        Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400)).unwrap();
     let der = root.der.to_vec();
     operator.shared.authority.replace(root);
-    assert_eq!(proxy.next().await.unwrap().roots_der, vec![der]);
+    assert_eq!(proxy.next_of_all().await.unwrap().roots_der, vec![der]);
+}
+
+#[tokio::test]
+async fn who_trusts_the_next_root_is_counted_by_acknowledgements_of_that_very_bundle() {
+    let operator = Operator::start(shop()).await;
+    let root = || Root::generate(&"cluster.local".parse().unwrap(), Duration::from_secs(86_400)).unwrap();
+    let mut proxy = front(&operator).await;
+    let first = proxy.next_of_all().await.unwrap();
+    assert_eq!(first.roots_der.len(), 1, "a stream begins with the bundle");
+    proxy.ack(first.version).await;
+    proxy.next().await.unwrap();
+
+    let before = operator.shared.authority.roots();
+    let both = before.begin(root(), std::time::SystemTime::now());
+    operator.shared.authority.replace(both.clone());
+    let second = proxy.next_of_all().await.unwrap();
+    assert_eq!((second.roots_der.len(), second.roots_epoch), (2, both.epoch));
+    let trusted = |roots: &crate::ca::Roots| {
+        let reply = operator.shared.applied();
+        let source = crate::serve::bundle_source(roots);
+        let row = reply.rows.iter().find(|row| row.source.as_ref() == Some(&source));
+        (row.map(|row| (row.applied, row.total)), reply.roots_epoch)
+    };
+    assert_eq!(trusted(&both), (Some((0, 1)), both.epoch));
+    assert_eq!(trusted(&before).0, None, "what was acknowledged before does not count");
+    proxy.ack(second.version).await;
+    for _ in 0..100 {
+        if trusted(&both).0 == Some((1, 1)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the acknowledgement was not counted: {:?}", trusted(&both));
 }
 
 #[tokio::test]

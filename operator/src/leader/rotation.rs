@@ -1,0 +1,220 @@
+//! Rotates the root: looks once a second what is so, takes the step that [`crate::ca::rotation`] decides on, and says in a
+//! ConfigMap, a metric and Events where it stands. All that it has to remember is in the Secret.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+use weft_api::names;
+use weft_api::v1::AppliedReply;
+
+use super::events::{About, Events};
+use super::replicas::Replicas;
+use super::{Leader, MANAGER};
+use crate::ca::rotation::{self, Facts, Next, Step, Trusted};
+use crate::ca::secret::{self, Standing};
+use crate::ca::{Phase, Root, Roots};
+use crate::index::Key;
+use crate::metrics::{InPhase, Took};
+use crate::serve::bundle_source;
+
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The roots, by their epoch, that the cluster was told of.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// In every trust bundle.
+    pub bundles: AtomicI64,
+    /// In the `caBundle` that injects.
+    pub injector: AtomicI64,
+    /// In the `caBundle` that validates.
+    pub validator: AtomicI64,
+}
+
+impl Published {
+    fn everywhere(&self, epoch: i64) -> bool {
+        [&self.bundles, &self.injector, &self.validator]
+            .iter()
+            .all(|told| told.load(Ordering::Acquire) == epoch)
+    }
+}
+
+/// Rotates for ever.
+pub async fn keep(leader: Leader, events: Events) {
+    let mut replicas = Replicas::default();
+    let mut said = String::new();
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(standing) = leader.standing.borrow().clone() else { continue };
+        let roots = &standing.roots;
+        let trusted = match roots.phase() {
+            // Only then is it of interest.
+            Phase::Distributing => {
+                let reply = replicas.applied(&leader.shared, &leader.settings).await;
+                let pods = leader.shared.store.view(|view| view.index.proxies());
+                trusted(roots, &reply, &leader.published, pods)
+            }
+            Phase::Stable | Phase::Retiring => Trusted::default(),
+        };
+        let facts = Facts {
+            now: SystemTime::now(),
+            managed: roots.signing.is_weft(),
+            wanted: standing.wanted,
+            unmarked: standing.unmarked(),
+            leaf_lifetime: leader.shared.authority.lifetime(),
+            trusted,
+        };
+        let next = rotation::next(roots, &facts);
+        count(&leader, roots);
+        if let Next::Do(step) = next {
+            take(&leader, &events, &standing, step).await;
+            continue;
+        }
+        let Next::Wait(why) = next else { continue };
+        let data = status(roots, &why, trusted);
+        if said != data.to_string() && write(&leader, &data).await {
+            said = data.to_string();
+        }
+    }
+}
+
+fn trusted(roots: &Roots, reply: &AppliedReply, published: &Published, pods: u32) -> Trusted {
+    let source = bundle_source(roots);
+    let row = reply.rows.iter().find(|row| row.source.as_ref() == Some(&source));
+    Trusted {
+        published: reply.roots_epoch == roots.epoch && published.everywhere(roots.epoch),
+        connected: reply.proxies,
+        acknowledged: row.map_or(0, |row| row.applied),
+        pods,
+    }
+}
+
+async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step) {
+    let make = || Root::generate(&leader.settings.trust_domain, leader.settings.root_lifetime);
+    let roots = match standing.after(step, make, SystemTime::now()) {
+        Ok(roots) => roots,
+        Err(error) => return tracing::error!(error = %error, "a root cannot be made; trying again"),
+    };
+    if let Err(error) =
+        secret::step(leader.writer.clone(), &leader.settings.namespace, standing, &roots).await
+    {
+        // Somebody else may have written it: then the watch brings what there is now.
+        return tracing::warn!(error = %error, ?step, "a step of the root's rotation could not be written; trying again");
+    }
+    tracing::info!(?step, phase = roots.phase().as_str(), "rotating the root");
+    leader.shared.metrics.rotation_steps.get_or_create(&Took { step }).inc();
+    let (reason, note) = match step {
+        Step::Stamp => return settled(leader, &roots).await,
+        Step::Begin => (
+            "RootRotationBegan",
+            "a new root is being made known to every proxy; the present one signs until all of them trust it",
+        ),
+        Step::Switch => (
+            "RootSwitched",
+            "the new root signs; the old one stays trusted until nothing that it signed is good any more",
+        ),
+        Step::Retire => ("RootRetired", "the old root is not trusted any more: the rotation is complete"),
+        Step::Replace => (
+            "RootReplaced",
+            "the root had expired and was replaced: proxies get new certificates as soon as they have read the new trust bundle",
+        ),
+    };
+    let about = About {
+        version: "v1",
+        kind: "Secret",
+        key: Key::new(&leader.settings.namespace, names::CA_SECRET),
+        uid: standing.uid().to_owned(),
+    };
+    events.write(&about, step == Step::Replace, reason, "Rotate", note).await;
+    settled(leader, &roots).await;
+}
+
+/// Waits until the watch has brought what was written, so that no step is taken twice.
+async fn settled(leader: &Leader, roots: &Roots) {
+    let mut standing = leader.standing.clone();
+    let brought =
+        standing.wait_for(|standing| standing.as_ref().is_none_or(|now| now.roots.epoch >= roots.epoch));
+    let _ = tokio::time::timeout(LOOK * 5, brought).await;
+}
+
+fn count(leader: &Leader, roots: &Roots) {
+    for phase in Phase::ALL {
+        let one = i64::from(phase == roots.phase());
+        leader.shared.metrics.rotation_phase.get_or_create(&InPhase { phase }).set(one);
+    }
+}
+
+/// What `kubectl -n weft-system get configmap weft-ca-status -o yaml` shows.
+fn status(roots: &Roots, why: &str, trusted: Trusted) -> serde_json::Value {
+    let line = |root: &Arc<Root>| format!("expires {}", rotation::date(rotation::expiry(root)));
+    let mut data = json!({
+        "phase": roots.phase().as_str(),
+        "since": rotation::date(roots.since()),
+        "waiting": why,
+        "signing": line(&roots.signing),
+        "trusted": roots.bundle().len().to_string(),
+    });
+    if let Some(next) = &roots.next {
+        data["next"] = line(next).into();
+        data["acknowledged"] = format!("{} of {}", trusted.acknowledged, trusted.connected).into();
+    }
+    data
+}
+
+async fn write(leader: &Leader, data: &serde_json::Value) -> bool {
+    let api: Api<ConfigMap> = Api::namespaced(leader.writer.clone(), &leader.settings.namespace);
+    let map = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": names::CA_STATUS, "labels": { names::MANAGED_BY: names::OPERATOR } },
+        "data": data,
+    });
+    match api.patch(names::CA_STATUS, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(error = %error, "cannot write ConfigMap {}; trying again", names::CA_STATUS);
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_api::v1::AppliedRow;
+
+    #[test]
+    fn only_acknowledgements_of_this_very_bundle_count() {
+        let root = || Root::generate(&"cluster.local".parse().unwrap(), Duration::from_secs(86_400)).unwrap();
+        let before = Roots::from(root()).stamp(SystemTime::now());
+        let roots = before.begin(root(), SystemTime::now());
+        let row = |roots: &Roots, applied| AppliedRow {
+            source: Some(bundle_source(roots)),
+            applied,
+            total: 3,
+            rejection: String::new(),
+        };
+        let reply = AppliedReply {
+            rows: vec![row(&before, 1), row(&roots, 2)],
+            proxies: 3,
+            roots_epoch: roots.epoch,
+            ..AppliedReply::default()
+        };
+        let published = Published::default();
+        for told in [&published.bundles, &published.injector, &published.validator] {
+            assert!(!trusted(&roots, &reply, &published, 4).published);
+            told.store(roots.epoch, Ordering::Release);
+        }
+        let all = Trusted { published: true, connected: 3, acknowledged: 2, pods: 4 };
+        assert_eq!(trusted(&roots, &reply, &published, 4), all);
+        let behind = AppliedReply { roots_epoch: before.epoch, ..reply };
+        assert!(!trusted(&roots, &behind, &published, 4).published, "a replica does not know of it yet");
+    }
+}
