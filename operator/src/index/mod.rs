@@ -236,11 +236,12 @@ impl Index {
             .collect()
     }
 
-    /// Ready pods with a proxy.
+    /// Pods in which a proxy may run, ready or not.
     #[must_use]
     pub fn proxies(&self) -> u32 {
         let pods = self.spaces.values().flat_map(|space| space.pods.values());
-        u32::try_from(pods.filter(|pod| pod.mesh && pod.ready && !pod.ended).count()).unwrap_or(u32::MAX)
+        let running = pods.filter(|pod| pod.mesh && !pod.ended && !pod.ips.is_empty());
+        u32::try_from(running.count()).unwrap_or(u32::MAX)
     }
 
     /// How many of each kind are held.

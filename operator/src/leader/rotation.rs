@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 use weft_api::names;
 use weft_api::v1::AppliedReply;
@@ -24,6 +24,8 @@ use crate::metrics::{InPhase, Took};
 use crate::serve::bundle_source;
 
 const LOOK: Duration = Duration::from_secs(1);
+/// The ConfigMap is written again after that, should somebody have deleted it.
+const SAY_AGAIN: Duration = Duration::from_secs(300);
 
 /// The roots, by their epoch, that the cluster was told of.
 #[derive(Debug, Default)]
@@ -47,7 +49,7 @@ impl Published {
 /// Rotates for ever.
 pub async fn keep(leader: Leader, events: Events) {
     let mut replicas = Replicas::default();
-    let mut said = String::new();
+    let mut said: Option<(Instant, Value)> = None;
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -79,8 +81,9 @@ pub async fn keep(leader: Leader, events: Events) {
         }
         let Next::Wait(why) = next else { continue };
         let data = status(roots, &why, trusted);
-        if said != data.to_string() && write(&leader, &data).await {
-            said = data.to_string();
+        let known = said.as_ref().is_some_and(|(at, last)| *last == data && at.elapsed() < SAY_AGAIN);
+        if !known && write(&leader, &data).await {
+            said = Some((Instant::now(), data));
         }
     }
 }
@@ -152,7 +155,7 @@ fn count(leader: &Leader, roots: &Roots) {
 }
 
 /// What `kubectl -n weft-system get configmap weft-ca-status -o yaml` shows.
-fn status(roots: &Roots, why: &str, trusted: Trusted) -> serde_json::Value {
+fn status(roots: &Roots, why: &str, trusted: Trusted) -> Value {
     let line = |root: &Arc<Root>| format!("expires {}", rotation::date(rotation::expiry(root)));
     let mut data = json!({
         "phase": roots.phase().as_str(),
@@ -168,7 +171,7 @@ fn status(roots: &Roots, why: &str, trusted: Trusted) -> serde_json::Value {
     data
 }
 
-async fn write(leader: &Leader, data: &serde_json::Value) -> bool {
+async fn write(leader: &Leader, data: &Value) -> bool {
     let api: Api<ConfigMap> = Api::namespaced(leader.writer.clone(), &leader.settings.namespace);
     let map = json!({
         "apiVersion": "v1",
