@@ -84,6 +84,8 @@ reasons! {
     IdleTimeout = "idle-timeout", 504, "For the rule's idleTimeout neither side sent a byte: look why the application is silent, or raise idleTimeout.";
     /// The deadline that the client of a gRPC call gave passed.
     GrpcDeadline = "grpc-deadline", 504, "The deadline that the gRPC client gave (grpc-timeout) passed before the call was complete: the server is too slow for it, or it should give more time.";
+    /// An AuthorizationPolicy of the destination.
+    PolicyDenied = "policy-denied", 403, "An AuthorizationPolicy of the destination forbids this, or none of those that allow something allows it: the callee's access log and `weft explain` name the policy and its rule.";
 }
 
 impl std::fmt::Display for Reason {

@@ -107,6 +107,25 @@ impl fmt::Display for Identity {
     }
 }
 
+/// Checks a text that stands for identities: a whole one, or with one `*` for whole segments at its end
+/// (`spiffe://cluster.local/ns/shop/*`) or at its beginning (`*/sa/front`), or `*` for each that there is.
+/// Part of a segment is not possible: `ns/shop*` would be `shop-of-somebody-else` too.
+///
+/// # Errors
+/// When it is none.
+pub fn pattern(text: &str) -> Result<(), ParseError> {
+    let form = || ParseError::Form(text.chars().take(200).collect());
+    let rest = match (text.strip_suffix("/*"), text.strip_prefix("*/")) {
+        _ if text == "*" => return Ok(()),
+        (Some(rest), None) if rest.starts_with("spiffe:/") => rest,
+        (None, Some(rest)) => rest,
+        _ => return text.parse::<Identity>().map(|_| ()),
+    };
+    let fits = text.len() <= 2048
+        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/' | b':'));
+    if fits { Ok(()) } else { Err(form()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +144,35 @@ mod tests {
         #[test]
         fn any_text_parses_or_is_refused_without_panic(s in "\\PC{0,80}") {
             let _ = s.parse::<Identity>();
+        }
+    }
+
+    #[test]
+    fn an_asterisk_stands_for_whole_segments_at_one_end() {
+        for good in [
+            "*",
+            "spiffe://a/*",
+            "spiffe://a/ns/b/*",
+            "spiffe://a/ns/b/sa/*",
+            "*/sa/c",
+            "*/ns/b/sa/c",
+            "spiffe://a/ns/b/sa/c",
+        ] {
+            assert_eq!(pattern(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "**",
+            "a*",
+            "spiffe://a/ns/b*",
+            "*b/sa/c",
+            "*/b/*",
+            "spiffe://*/ns/b/sa/c",
+            "spiffe://a/ns/b/sa/c*",
+            "http://a/*",
+            "*/a b",
+        ] {
+            assert!(pattern(bad).is_err(), "{bad}");
         }
     }
 
