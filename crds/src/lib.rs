@@ -2,6 +2,7 @@
 //! One file a resource. Whatever a field accepts, the operator compiles and the proxy enforces.
 //! It never talks to a cluster.
 
+pub mod authorization_policy;
 pub mod breaking;
 pub mod common;
 pub mod filters;
@@ -13,6 +14,7 @@ pub mod reference;
 pub mod traffic_policy;
 pub mod validate;
 
+pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use common::{Conditions, Duration};
 pub use mesh_service::{MeshService, MeshServiceSpec, MeshServiceStatus};
 pub use peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};

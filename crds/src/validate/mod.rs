@@ -3,13 +3,15 @@
 //! Pure: it looks at what it is given, never at a cluster. Every sentence says what is wrong and how to set it right.
 
 mod alone;
+mod authorization_policy;
 mod peer_authentication;
 mod targets;
 mod texts;
 mod traffic_policy;
 
 pub use alone::{certificates, mesh_service, peer_authentication, traffic_policy};
-pub use peer_authentication::{Scope, Shadow, scope, shadow};
+pub use authorization_policy::{authorization_policy, authorization_warnings};
+pub use peer_authentication::{Scope, Shadow, scope, scope_of, shadow};
 pub use targets::{older, same_external, same_target, target_service};
 pub use texts::{MAX_REGEX_SIZE, regex};
 pub use traffic_policy::{ServiceRef, conflict, service_refs, unresolved, within_cluster_only};

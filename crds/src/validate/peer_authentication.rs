@@ -1,6 +1,7 @@
 //! PeerAuthentications beside each other: which workloads each governs, and whether one hides another.
 
 use crate::PeerAuthentication;
+use crate::peer_authentication::Selector;
 use std::collections::BTreeMap;
 
 /// The workloads that a PeerAuthentication governs, from the widest to the narrowest.
@@ -26,8 +27,14 @@ pub enum Shadow {
 /// What a PeerAuthentication governs; `root` is Weft's own namespace.
 #[must_use]
 pub fn scope(resource: &PeerAuthentication, root: &str) -> Scope {
-    let namespace = resource.metadata.namespace.clone().unwrap_or_default();
-    match &resource.spec.selector {
+    scope_of(resource.metadata.namespace.as_deref(), resource.spec.selector.as_ref(), root)
+}
+
+/// What a resource of a namespace governs by its selector.
+#[must_use]
+pub fn scope_of(namespace: Option<&str>, selector: Option<&Selector>, root: &str) -> Scope {
+    let namespace = namespace.unwrap_or_default().to_owned();
+    match selector {
         Some(selector) => Scope::Workloads(namespace, selector.match_labels.clone()),
         None if namespace == root => Scope::Mesh,
         None => Scope::Namespace(namespace),

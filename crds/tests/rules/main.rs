@@ -8,6 +8,7 @@ use kube::core::cel::Validator;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod authorization;
 mod bounds;
 mod definitions;
 mod external;
@@ -142,3 +143,5 @@ fn mesh(more: Value) -> Value {
 }
 
 const AUTH: &str = "peerauthentications";
+
+const AUTHZ: &str = "authorizationpolicies";
