@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::sleep;
 use weft_api::names;
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
 
 const POLL: Duration = Duration::from_millis(500);
 /// Pods get 30 s to end by default.
@@ -52,7 +52,12 @@ pub async fn run(settings: Cleanup) -> anyhow::Result<()> {
     delete::<Lease>(&Api::namespaced(client.clone(), own), names::OPERATOR).await?;
     if !settings.keep_crds {
         let api: Api<CustomResourceDefinition> = Api::all(client);
-        for name in [MeshService::crd_name(), TrafficPolicy::crd_name(), PeerAuthentication::crd_name()] {
+        for name in [
+            MeshService::crd_name(),
+            TrafficPolicy::crd_name(),
+            PeerAuthentication::crd_name(),
+            AuthorizationPolicy::crd_name(),
+        ] {
             delete(&api, name).await?;
         }
     }

@@ -16,8 +16,8 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use crate::index::policy::Resource;
 use crate::index::{Change, Entry, Key, Namespace, Node, Pod, Service, Slice};
@@ -28,7 +28,7 @@ use crate::store::Store;
 const PAGE: u32 = 250;
 /// A connection that died silently is noticed after this, in seconds.
 const WATCH_TIMEOUT: u32 = 120;
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 /// How many kinds have not been listed yet.
 #[derive(Clone, Debug)]
@@ -75,6 +75,9 @@ pub fn start(
     let authentications = ApiResource::erase::<PeerAuthentication>(&());
     let api = Api::<DynamicObject>::all_with(c(), &authentications);
     tasks.spawn(feed("peerauthentications").run(api, Resource::<PeerAuthenticationSpec>::read));
+    let authorizations = ApiResource::erase::<AuthorizationPolicy>(&());
+    let api = Api::<DynamicObject>::all_with(c(), &authorizations);
+    tasks.spawn(feed("authorizationpolicies").run(api, Resource::<AuthorizationPolicySpec>::read));
 }
 
 /// Between attempts of a watch: doubled each time up to five seconds, so that an API server that comes back is noticed soon.

@@ -4,6 +4,7 @@
 mod active;
 mod address;
 mod authentication;
+mod authorization;
 mod balance;
 mod cluster;
 mod encoded;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use weft_api::v1::{self, MtlsMode, Protocol, Source};
 
 use super::authentication::authentication;
+use super::authorization::authorization;
 use super::service::tidy;
 use super::{limits, protocol};
 use crate::index::{Index, Pod, ProbeKind, Service, ServicePort};
@@ -43,6 +44,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
     }
     port_protocol.extend(by_service.into_iter().map(|(port, protocol)| (port, i32::from(protocol))));
 
+    let authorization = authorization(index, pod, &mut sources);
     let (zone, region) = index.place_of(pod);
     v1::Workload {
         namespace: pod.key.namespace.clone(),
@@ -59,6 +61,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         outbound_policy: v1::OutboundPolicy::from(index.outbound_policy_of(pod)).into(),
         zone: zone.to_owned(),
         region: region.to_owned(),
+        authorization,
     }
 }
 

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::{Resource, Spec, Tracked};
 use super::space::Space;
@@ -305,6 +305,41 @@ impl Entry for Resource<PeerAuthenticationSpec> {
                 }
             }
         }
+    }
+}
+
+impl Entry for Resource<AuthorizationPolicySpec> {
+    fn key(&self) -> Key {
+        self.key.clone()
+    }
+    fn keys(index: &Index) -> Vec<Key> {
+        keys(index, |s| s.authorization_policies.keys())
+    }
+    fn put(index: &mut Index, key: &Key, entry: Option<Self>, dirty: &mut Dirty) {
+        let space = index.spaces.entry(key.namespace.clone()).or_default();
+        let before = space.authorization_policies.get(&key.name).cloned();
+        if !put_resource(&mut space.authorization_policies, key, entry, dirty) {
+            return;
+        }
+        let now = space.authorization_policies.get(&key.name).cloned();
+        let specs = [before, now].into_iter().flatten().flat_map(|tracked| {
+            let good = tracked.good.map(|good| good.spec);
+            tracked.now.spec.ok().into_iter().chain(good)
+        });
+        let specs: Vec<Arc<AuthorizationPolicySpec>> = specs.collect();
+        // Only the pods that are asked enforce it: nothing changes for those who call them.
+        let everywhere = key.namespace == index.own_namespace && specs.iter().any(|s| s.selector.is_none());
+        let spaces = index.spaces.iter().filter(|(name, _)| everywhere || **name == key.namespace);
+        let chosen = |pod: &Pod| {
+            specs.iter().any(|spec| match &spec.selector {
+                Some(selector) => {
+                    pod.key.namespace == key.namespace && selects(&selector.match_labels, &pod.labels)
+                }
+                None => true,
+            })
+        };
+        let pods = spaces.flat_map(|(_, space)| space.pods.values());
+        dirty.pods.extend(pods.filter(|pod| pod.mesh && chosen(pod)).map(|pod| pod.key.clone()));
     }
 }
 

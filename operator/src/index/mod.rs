@@ -35,7 +35,7 @@ pub use space::Space;
 
 /// Everything that is known.
 pub struct Index {
-    /// Whose PeerAuthentications without selector govern the whole mesh.
+    /// Whose PeerAuthentications and AuthorizationPolicies without selector govern the whole mesh.
     pub own_namespace: String,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
@@ -246,7 +246,7 @@ impl Index {
 
     /// How many of each kind are held.
     #[must_use]
-    pub fn sizes(&self) -> [(&'static str, usize); 8] {
+    pub fn sizes(&self) -> [(&'static str, usize); 9] {
         let sum = |f: fn(&Space) -> usize| self.spaces.values().map(f).sum();
         [
             ("namespaces", self.namespaces.len()),
@@ -257,6 +257,7 @@ impl Index {
             ("meshservices", sum(|s| s.mesh_services.len())),
             ("trafficpolicies", sum(|s| s.policies.len())),
             ("peerauthentications", sum(|s| s.peer_authentications.len())),
+            ("authorizationpolicies", sum(|s| s.authorization_policies.len())),
         ]
     }
 }

@@ -8,8 +8,8 @@ use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_crds::{
-    MeshService, MeshServiceSpec, PeerAuthentication, PeerAuthenticationSpec, TrafficPolicy,
-    TrafficPolicySpec, validate,
+    AuthorizationPolicy, AuthorizationPolicySpec, MeshService, MeshServiceSpec, PeerAuthentication,
+    PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec, validate,
 };
 
 use super::Key;
@@ -79,6 +79,13 @@ impl Spec for PeerAuthenticationSpec {
             return Err(format!("portLevelMtls names `{bad}`, which is not a port number"));
         }
         sentence(&validate::peer_authentication(&PeerAuthentication::new("", self.clone())))
+    }
+}
+
+impl Spec for AuthorizationPolicySpec {
+    const KIND: &'static str = "AuthorizationPolicy";
+    fn check(&self) -> Result<(), String> {
+        sentence(&validate::authorization_policy(&AuthorizationPolicy::new("", self.clone())))
     }
 }
 

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use weft_crds::mesh_service::Target;
 use weft_crds::traffic_policy::{Destination, Rule, TargetKind, TargetRef};
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec, validate};
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec,
+    validate,
+};
 
 use super::policy::{InForce, Resource, Spec, Tracked};
 use super::space::{Governing, Labels, Refusal, Settled, Space, Verdict};
@@ -22,6 +25,7 @@ pub fn settle(space: &mut Space) -> Settled {
         say_missing_service(space, mesh_service, &mut settled);
     }
     authenticate(&mut space.peer_authentications, &mut settled);
+    authorize(&mut space.authorization_policies, &mut settled);
     govern(space, &mut settled);
     remember(space, &before, &mut settled);
 
@@ -122,6 +126,18 @@ fn authenticate(resources: &mut BTreeMap<String, Tracked<PeerAuthenticationSpec>
             }
         }
         settled.peer_authentications.insert(name, verdict);
+    }
+}
+
+/// All count together, so that none is in another one's way.
+fn authorize(resources: &mut BTreeMap<String, Tracked<AuthorizationPolicySpec>>, settled: &mut Settled) {
+    for (name, tracked) in resources {
+        if let Some(now) = tracked.now.in_force() {
+            tracked.good = Some(now);
+        }
+        let in_force = tracked.good.as_ref().map(|good| good.generation);
+        let verdict = Verdict { refused: invalid(tracked), in_force, ..Verdict::default() };
+        settled.authorization_policies.insert(name.clone(), verdict);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::{InForce, Tracked};
 use super::{Few, Pod, Service, Slice};
@@ -31,6 +31,8 @@ pub struct Space {
     pub policies: BTreeMap<String, Tracked<TrafficPolicySpec>>,
     /// PeerAuthentications.
     pub peer_authentications: BTreeMap<String, Tracked<PeerAuthenticationSpec>>,
+    /// AuthorizationPolicies.
+    pub authorization_policies: BTreeMap<String, Tracked<AuthorizationPolicySpec>>,
     /// What the policies come to.
     pub settled: Settled,
     /// Pods that are in the mesh or ask to be: the namespace needs the trust bundle.
@@ -56,6 +58,8 @@ pub struct Settled {
     pub policies: BTreeMap<String, Verdict>,
     /// What to say of each PeerAuthentication.
     pub peer_authentications: BTreeMap<String, Verdict>,
+    /// What to say of each AuthorizationPolicy.
+    pub authorization_policies: BTreeMap<String, Verdict>,
 }
 
 /// A policy in force for one port of a Service, or for all.
@@ -97,12 +101,16 @@ impl Space {
             && self.mesh_services.is_empty()
             && self.policies.is_empty()
             && self.peer_authentications.is_empty()
+            && self.authorization_policies.is_empty()
     }
 
     /// Nothing is in it that [`super::settle`] would look at.
     #[must_use]
     pub fn unruled(&self) -> bool {
-        self.mesh_services.is_empty() && self.policies.is_empty() && self.peer_authentications.is_empty()
+        self.mesh_services.is_empty()
+            && self.policies.is_empty()
+            && self.peer_authentications.is_empty()
+            && self.authorization_policies.is_empty()
     }
 
     /// The slices of a Service, by name.

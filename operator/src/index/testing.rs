@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-use weft_crds::{MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
 
 use super::policy::Resource;
 use super::{Change, Dirty, Entry, Index, Key, Namespace, Node, Pod, Service, Slice};
@@ -19,6 +19,7 @@ pub enum Object {
     MeshService(Resource<MeshServiceSpec>),
     Policy(Resource<TrafficPolicySpec>),
     Authentication(Resource<PeerAuthenticationSpec>),
+    Authorization(Resource<AuthorizationPolicySpec>),
 }
 
 impl Object {
@@ -32,6 +33,7 @@ impl Object {
             Self::MeshService(o) => index.apply(Change::Apply(o)),
             Self::Policy(o) => index.apply(Change::Apply(o)),
             Self::Authentication(o) => index.apply(Change::Apply(o)),
+            Self::Authorization(o) => index.apply(Change::Apply(o)),
         }
     }
 
@@ -48,6 +50,7 @@ impl Object {
             Self::MeshService(o) => gone(index, o),
             Self::Policy(o) => gone(index, o),
             Self::Authentication(o) => gone(index, o),
+            Self::Authorization(o) => gone(index, o),
         }
     }
 }
@@ -191,6 +194,10 @@ pub fn policy(key: &str, generation: i64, created: i64, spec: Value) -> Object {
 
 pub fn authentication(key: &str, created: i64, spec: Value) -> Object {
     Object::Authentication(resource(key, 1, created, spec))
+}
+
+pub fn authorization(key: &str, generation: i64, spec: Value) -> Object {
+    Object::Authorization(resource(key, generation, 1, spec))
 }
 
 fn resource<S: super::policy::Spec>(key: &str, generation: i64, created: i64, spec: Value) -> Resource<S> {

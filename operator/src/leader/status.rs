@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
 
 use super::Leader;
 use super::conditions::{self, AppliedBy};
@@ -91,6 +91,7 @@ impl Writer {
         let kind = match write.kind {
             MeshServiceKind::KIND => ApiResource::erase::<MeshService>(&()),
             PolicyKind::KIND => ApiResource::erase::<TrafficPolicy>(&()),
+            AuthorizationKind::KIND => ApiResource::erase::<AuthorizationPolicy>(&()),
             _ => ApiResource::erase::<PeerAuthentication>(&()),
         };
         let client = self.leader.writer.clone();
@@ -113,6 +114,7 @@ impl Writer {
 type MeshServiceKind = weft_crds::MeshServiceSpec;
 type PolicyKind = weft_crds::TrafficPolicySpec;
 type AuthenticationKind = weft_crds::PeerAuthenticationSpec;
+type AuthorizationKind = weft_crds::AuthorizationPolicySpec;
 
 fn same_but_times(a: &Value, b: &Value) -> bool {
     let strip = |status: &Value| {
@@ -139,6 +141,10 @@ fn plan(index: &Index, applied: &AppliedBy, ejected: &EjectedBy, now: &str) -> V
         }
         for (name, tracked) in &space.peer_authentications {
             writes.extend(one(tracked, settled.peer_authentications.get(name), applied, Map::new(), now));
+        }
+        for (name, tracked) in &space.authorization_policies {
+            let verdict = settled.authorization_policies.get(name);
+            writes.extend(one(tracked, verdict, applied, Map::new(), now));
         }
         debug_assert!(!namespace.is_empty());
     }
@@ -208,6 +214,7 @@ fn refusals(index: &Index) -> BTreeMap<(&'static str, Key), Refusal> {
             (MeshServiceKind::KIND, &settled.mesh_services),
             (PolicyKind::KIND, &settled.policies),
             (AuthenticationKind::KIND, &settled.peer_authentications),
+            (AuthorizationKind::KIND, &settled.authorization_policies),
         ];
         for (kind, verdicts) in kinds {
             for (name, verdict) in verdicts {
@@ -233,6 +240,9 @@ async fn tell_refusals(
             match *kind {
                 MeshServiceKind::KIND => space.mesh_services.get(&key.name).map(|t| t.now.uid.clone()),
                 PolicyKind::KIND => space.policies.get(&key.name).map(|t| t.now.uid.clone()),
+                AuthorizationKind::KIND => {
+                    space.authorization_policies.get(&key.name).map(|t| t.now.uid.clone())
+                }
                 _ => space.peer_authentications.get(&key.name).map(|t| t.now.uid.clone()),
             }
         });

@@ -1,6 +1,7 @@
 //! What the compiled messages promise, from hand-fed indexes.
 
 mod addresses;
+mod authorization;
 mod balance;
 mod external;
 mod fields;

@@ -57,6 +57,12 @@ fn world() -> Vec<Object> {
             2,
             json!({ "targetRefs": [{ "kind": "Service", "name": "back" }], "rules": [{ "timeout": "1s" }] }),
         ),
+        authorization("weft-system/mesh", 1, json!({ "action": "Audit", "rules": [{}] })),
+        authorization(
+            "shop/back",
+            2,
+            json!({ "action": "Allow", "selector": { "matchLabels": { "version": "v2" } }, "rules": [{ "from": [{ "namespaces": ["shop"] }] }] }),
+        ),
         authentication("weft-system/mesh", 1, json!({ "mtls": { "mode": "Strict" } })),
         authentication(
             "shop/back",
@@ -115,7 +121,7 @@ proptest! {
         }
         for i in again {
             // Pods and slices come and go; what the others were is remembered on purpose.
-            if matches!(all[i], Object::Pod(_) | Object::Slice(_) | Object::Authentication(_)) {
+            if matches!(all[i], Object::Pod(_) | Object::Slice(_) | Object::Authentication(_) | Object::Authorization(_)) {
                 all[i].delete(&mut index);
             }
             all[i].clone().apply(&mut index);

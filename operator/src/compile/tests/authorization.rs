@@ -1,0 +1,103 @@
+//! Tests of `compile` (authorization): no cluster, nothing but what they make themselves.
+
+use serde_json::{Value, json};
+use weft_api::v1::{self, AuthorizationAction as Action, authorization_path::Path};
+
+use super::shop;
+use crate::compile::workload;
+use crate::index::Index;
+use crate::index::testing::*;
+
+fn of(index: &Index, key: &str) -> v1::Workload {
+    workload(index, index.pod(&key_of(key)).unwrap())
+}
+
+fn names(index: &Index, key: &str) -> Vec<String> {
+    let policies = of(index, key).authorization.map(|a| a.policies).unwrap_or_default();
+    policies.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect()
+}
+
+fn selecting(app: &str) -> Value {
+    json!({ "action": "Deny", "selector": { "matchLabels": { "app": app } }, "rules": [{}] })
+}
+
+#[test]
+fn all_that_select_a_pod_count_and_changes_mark_just_those_pods() {
+    let mut index = index_of(shop());
+    assert!(of(&index, "shop/back-1").authorization.is_none());
+    let dirty = authorization("shop/b", 1, json!({ "action": "Allow" })).apply(&mut index);
+    assert!(dirty.pods.contains(&key_of("shop/back-1")) && dirty.services.is_empty());
+    authorization("shop/a", 1, selecting("back")).apply(&mut index);
+    let dirty = authorization("shop/other", 1, selecting("other")).apply(&mut index);
+    assert!(!dirty.pods.contains(&key_of("shop/back-1")));
+    authorization("bank/x", 1, json!({ "action": "Allow" })).apply(&mut index);
+    let dirty =
+        authorization("weft-system/mesh", 3, json!({ "action": "Audit", "rules": [{}] })).apply(&mut index);
+    assert!(dirty.pods.contains(&key_of("shop/back-1")));
+    // A selector in Weft's own namespace is of that namespace only.
+    authorization("weft-system/own", 1, selecting("back")).apply(&mut index);
+    assert_eq!(names(&index, "shop/back-1"), ["shop/a", "shop/b", "weft-system/mesh"]);
+    let sources = of(&index, "shop/back-1").sources;
+    let mesh = sources.iter().find(|s| s.name == "mesh").unwrap();
+    assert_eq!((mesh.kind.as_str(), mesh.generation), ("AuthorizationPolicy", 3));
+    let dirty =
+        authorization("weft-system/mesh", 3, json!({ "action": "Audit", "rules": [{}] })).delete(&mut index);
+    assert!(dirty.pods.contains(&key_of("shop/back-1")));
+    assert_eq!(names(&index, "shop/back-1"), ["shop/a", "shop/b"]);
+    // Another selector marks those that it selected before, too.
+    let dirty = authorization("shop/a", 2, selecting("other")).apply(&mut index);
+    assert!(dirty.pods.contains(&key_of("shop/back-1")));
+    assert_eq!(names(&index, "shop/back-1"), ["shop/b"]);
+}
+
+#[test]
+fn one_that_makes_no_sense_leaves_its_last_good_form_in_force() {
+    let mut index = index_of(shop());
+    let from = |id: &str| json!({ "action": "Allow", "rules": [{ "from": [{ "identities": [id] }] }] });
+    authorization("shop/a", 1, from("*/sa/front")).apply(&mut index);
+    authorization("shop/a", 2, from("spiffe://a/ns/b*")).apply(&mut index);
+    let own = of(&index, "shop/back-1");
+    assert_eq!(own.authorization.unwrap().policies[0].rules[0].from[0].identities, ["*/sa/front"]);
+    assert_eq!(own.sources.iter().find(|s| s.name == "a").unwrap().generation, 1);
+    let verdict = &index.space("shop").unwrap().settled.authorization_policies["a"];
+    assert!(verdict.refused.is_some() && verdict.in_force == Some(1));
+}
+
+#[test]
+fn every_field_is_told_to_the_proxy() {
+    let spec = json!({ "action": "Deny", "dryRun": true, "rules": [
+        { "name": "admins",
+          "from": [{ "identities": ["*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"] }],
+          "to": [{ "hosts": ["back"], "ports": [8080], "methods": ["GET"], "paths": [{ "exact": "/a" }, { "prefix": "/b" }, { "template": "/u/{id}" }] },
+                 { "services": ["shop.Orders", "shop.Orders/Buy"] }],
+          "when": [{ "header": "X-User", "prefix": "a" }] },
+        {} ] });
+    let mut index = index_of(shop());
+    authorization("shop/p", 1, spec).apply(&mut index);
+    let all = of(&index, "shop/back-1").authorization.unwrap();
+    let policy = &all.policies[0];
+    assert_eq!((all.level, policy.action(), policy.dry_run), (1, Action::Deny, true));
+    let rule = &policy.rules[0];
+    let source = v1::AuthorizationSource {
+        identities: vec!["*/sa/front".into()],
+        namespaces: vec!["shop".into()],
+        ip_blocks: vec!["10.0.0.0/8".into()],
+    };
+    assert_eq!((rule.name.as_str(), &rule.from), ("admins", &vec![source]));
+    let paths = |n: usize| rule.to[n].paths.iter().map(|p| p.path.clone().unwrap()).collect::<Vec<_>>();
+    assert_eq!(
+        paths(0),
+        [Path::Exact("/a".into()), Path::Prefix("/b".into()), Path::Template("/u/{id}".into())]
+    );
+    assert_eq!(paths(1), [Path::Prefix("/shop.Orders".into()), Path::Exact("/shop.Orders/Buy".into())]);
+    assert_eq!(
+        (&rule.to[0].hosts[0], rule.to[0].ports[0], &rule.to[0].methods[0]),
+        (&"back".into(), 8080, &"GET".into())
+    );
+    let Some(v1::authorization_condition::Of::Header(header)) = &rule.when[0].of else { panic!("{rule:?}") };
+    assert_eq!(
+        (header.name.as_str(), &header.value),
+        ("x-user", &Some(v1::header_match::Value::Prefix("a".into())))
+    );
+    assert_eq!(policy.rules[1], v1::AuthorizationRule { name: "1".into(), ..Default::default() });
+}
