@@ -57,6 +57,7 @@ impl Error {
             | Reason::HeadersTooLarge
             | Reason::ClientTimeout
             | Reason::CorsRefused
+            | Reason::PolicyDenied
             | Reason::GrpcDeadline => Side::Client,
             Reason::ConnectTimeout
             | Reason::ConnectFailed

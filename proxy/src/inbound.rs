@@ -1,6 +1,7 @@
 //! The path of a connection to the own application: from another proxy, by mTLS and with a verified identity, or from
-//! outside of the mesh, as far as PeerAuthentication allows it. Composes the steps. Where in doubt, it refuses.
+//! outside of the mesh, as far as PeerAuthentication and policies allow it. Composes the steps. Where in doubt, it refuses.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -13,8 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_api::Reason;
+use weft_api::{Identity, Reason};
 
+use crate::authorize::{Refusal, Verdict};
 use crate::detect::{self, First};
 use crate::error::{Error, find};
 use crate::forward::Abort;
@@ -28,7 +30,7 @@ use crate::proxy::peer_party;
 use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{MtlsMode, Protocol, Snapshot};
-use crate::tcp::{self, Opaque};
+use crate::tcp::{self, End, Opaque};
 use crate::tls::{Ahead, Alpn, peer_identity};
 use crate::worker::Worker;
 
@@ -37,6 +39,8 @@ use crate::worker::Worker;
 const SILENCE: Duration = Duration::from_millis(50);
 /// A client that must speak first has this long to begin.
 const BEGIN: Duration = Duration::from_secs(10);
+/// A client whose opaque bytes are refused can still turn out to speak HTTP for so long.
+const LATE: Duration = Duration::from_secs(1);
 /// From the ClientHello to the end of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the first connections of all wait for the configuration.
@@ -71,8 +75,8 @@ pub(crate) async fn serve(
     let connection = Connection { worker, peer, original, snapshot, mode, protocol, accepted };
 
     let mut head = BytesMut::new();
-    let spoke = if mode == MtlsMode::Strict || connection.speaks_http() {
-        // In each of these the client speaks first.
+    let spoke = if mode == MtlsMode::Strict || connection.speaks_http() || connection.closed_to(None) {
+        // In each of these the client speaks first, or nothing that the application says may reach it.
         match connection.first(&mut client, &mut head).await {
             Some(first) => Spoke::Client(first),
             None => return,
@@ -177,7 +181,9 @@ impl Connection<'_> {
         match alpn {
             Alpn::Http1 => Box::pin(self.http(Wire::Http1, tls, peer)).await,
             Alpn::Http2 => Box::pin(self.http(Wire::Http2, tls, peer)).await,
-            Alpn::Tcp if self.limited() || self.speaks_http() => Box::pin(self.tunnelled(tls, peer)).await,
+            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(peer.caller()) => {
+                Box::pin(self.tunnelled(tls, peer)).await
+            }
             Alpn::Tcp => Box::pin(self.copy_of(peer, tls)).await,
         }
     }
@@ -187,11 +193,30 @@ impl Connection<'_> {
         IO: AsyncRead + AsyncWrite + Abort + Unpin,
     {
         let mut opaque = self.opaque();
-        if let Peer::Mesh { party, .. } = peer {
-            opaque.record.source = party;
+        let verdict = self.ask(&self.snapshot, peer.caller());
+        if let Peer::Mesh { party, .. } = &peer {
+            opaque.record.source = party.clone();
             opaque.record.mtls = true;
         }
-        opaque.dial_and_run(client, tcp::dial_plain(self.worker, self.original)).await;
+        if let Some(error) = noted(&mut opaque, verdict) {
+            return opaque.refuse(&error);
+        }
+        match Box::pin(tcp::dial_plain(self.worker, self.original)).await {
+            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden(&peer)).await,
+            Err(error) => opaque.refuse(&error),
+        }
+    }
+
+    /// What the policies say of opaque bytes. Where there are none: nothing.
+    fn ask(&self, snapshot: &Snapshot, caller: Option<&Identity>) -> Option<Verdict> {
+        let policies = snapshot.workload.as_ref()?.authorization.as_ref()?;
+        Some(policies.admit(caller, self.peer.ip(), self.original.port()).opaque())
+    }
+
+    /// Whether opaque bytes of a caller are refused. An HTTP request may pass all the same; and where they are not refused, none
+    /// would be.
+    fn closed_to(&self, caller: Option<&Identity>) -> bool {
+        self.ask(&self.snapshot, caller).is_some_and(|verdict| verdict.refused.is_some())
     }
 
     /// Whether requests to this port are limited. Then nothing passes that is not read as a request: an HTTP request in opaque
@@ -200,12 +225,18 @@ impl Connection<'_> {
         self.snapshot.workload.as_ref().is_some_and(|own| own.limits_on(self.original.port()).is_some())
     }
 
-    /// Opaque bytes by mTLS to a port that has limits or is declared to speak HTTP. They may be HTTP all the same, of a client
-    /// that spoke late, or that the other proxy was made to take for something else: past the HTTP server it could state any
-    /// identity.
+    /// Opaque bytes by mTLS to a port that has limits, is declared to speak HTTP, or takes none from this caller. They may be
+    /// HTTP all the same, of a client that spoke late, or that the other proxy was made to take for something else: past the
+    /// HTTP server it could state any identity.
     async fn tunnelled(self, mut tls: Box<TlsStream<Ahead<Prefixed<TcpStream>>>>, peer: Peer) {
         let mut head = BytesMut::new();
-        let first = self.first_by_protocol(&mut tls, &mut head).await;
+        let first = self.first_by_protocol(&mut tls, &mut head);
+        let first = if self.limited() || self.speaks_http() {
+            first.await
+        } else {
+            // Who waits for the application to speak first shall not wait for ever to be refused.
+            timeout(LATE, first).await.unwrap_or(Ok(First::Opaque))
+        };
         let client = Prefixed::new(head.freeze(), tls);
         match first {
             Ok(First::Http1) => self.http(Wire::Http1, client, peer).await,
@@ -238,7 +269,13 @@ impl Connection<'_> {
             Peer::Mesh { party, .. } => party.clone(),
             Peer::Outside => Party::default(),
         };
-        let handler = Inbound { worker: Rc::clone(worker), client: address, original, peer };
+        let handler = Inbound {
+            worker: Rc::clone(worker),
+            client: address,
+            original,
+            peer,
+            admitted: RefCell::default(),
+        };
         let served = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Inbound)).await;
         if let Err(e) = served {
             let own = worker.proxy.party(&worker.proxy.store.load());
@@ -257,27 +294,39 @@ impl Connection<'_> {
         }
         let mut opaque = self.opaque();
         opaque.record.sni = hello.and_then(|hello| hello.sni);
+        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, None)) {
+            return opaque.refuse(&error);
+        }
         let upstream = match upstream {
             Some(upstream) => Ok(upstream),
             None => Box::pin(tcp::dial_plain(self.worker, self.original)).await,
         };
         match upstream {
-            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden()).await,
+            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden(&Peer::Outside)).await,
             Err(error) => opaque.refuse(&error),
         }
     }
 
-    /// Waits until plaintext is not allowed here any more.
-    async fn forbidden(&self) -> Reason {
+    /// Waits until the bytes of a peer are not allowed here any more.
+    async fn forbidden(&self, peer: &Peer) -> End {
         let store = &self.worker.proxy.store;
         let mut changed = store.changed();
         let port = self.original.port();
-        while store.load().workload.as_ref().is_some_and(|own| own.mtls_for(port) != MtlsMode::Strict) {
+        loop {
+            let snapshot = store.load();
+            let mode = snapshot.workload.as_ref().map_or(MtlsMode::Strict, |own| own.mtls_for(port));
+            if matches!(peer, Peer::Outside) && mode == MtlsMode::Strict {
+                return End { error: Reason::MtlsRequired.into(), authorization: None };
+            }
+            let verdict = self.ask(&snapshot, peer.caller()).unwrap_or_default();
+            if let Some(refusal) = &verdict.refused {
+                return End { error: refusal.error(), authorization: verdict.noted() };
+            }
+            drop(snapshot);
             if changed.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
-        Reason::MtlsRequired
     }
 
     fn opaque(&self) -> Opaque {
@@ -294,6 +343,14 @@ impl Connection<'_> {
     fn refuse(&self, reason: Reason, detail: Option<&str>) {
         self.worker.proxy.refuse(Direction::Inbound, reason, self.peer, detail);
     }
+}
+
+/// Notes what the policies say of an opaque connection; why it must not go on, if it must not.
+fn noted(opaque: &mut Opaque, verdict: Option<Verdict>) -> Option<Error> {
+    let verdict = verdict?;
+    let error = verdict.refused.as_ref().map(Refusal::error);
+    opaque.record.authorization = verdict.noted();
+    error
 }
 
 /// The configuration; at the very start, waits a little for it.

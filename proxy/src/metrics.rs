@@ -16,14 +16,17 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use weft_api::{Reason, v1};
 
-use crate::outlier::Verdict;
+use crate::authorize::{Action, Refusal, Verdict};
+use crate::outlier;
 use crate::record::{Direction, HttpKind, Party, RequestRecord, TcpRecord};
 
 mod labels;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use labels::{EndsLabels, LatencyLabels, RequestLabels, ServiceLabels, TcpBytesLabels, TcpLabels};
+use labels::{
+    EndsLabels, LatencyLabels, PolicyLabels, RequestLabels, ServiceLabels, TcpBytesLabels, TcpLabels,
+};
 
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -76,6 +79,8 @@ pub struct Metrics {
     adaptive: Family<ClusterLabels, Gauge>,
     memory_short: Gauge,
     tasks: Gauge,
+    policy_decisions: Family<PolicyLabels, Counter>,
+    decisions: Series<PolicyKey, PolicyLabels, Counter>,
 }
 
 /// What became of the wish to retry.
@@ -227,6 +232,12 @@ impl Metrics {
                 "Workers that refuse new work because memory is short",
             ),
             tasks: registered(&mut r, "tasks", "Tasks of the data path that have not ended"),
+            policy_decisions: registered(
+                &mut r,
+                "policy_decisions",
+                "Requests and opaque connections that policies of the own workload refused, would refuse in dry run, or noted",
+            ),
+            decisions: Series::default(),
             registry: Registry::default(),
         };
         let by_direction = [Direction::Inbound, Direction::Outbound];
@@ -260,6 +271,7 @@ impl Metrics {
         series.duration.observe(record.duration.as_secs_f64());
         series.request_bytes.inc_by(record.request_bytes);
         series.response_bytes.inc_by(record.response_bytes);
+        self.judged(record.authorization.as_deref());
         self.breaker(&record.service, record.reason);
     }
 
@@ -274,7 +286,33 @@ impl Metrics {
         series.connections.inc();
         series.sent.inc_by(record.sent_bytes);
         series.received.inc_by(record.received_bytes);
+        self.judged(record.authorization.as_deref());
         self.breaker(&record.service, record.reason);
+    }
+
+    fn judged(&self, verdict: Option<&Verdict>) {
+        let Some(verdict) = verdict else { return };
+        let count = |decision, policy: Arc<str>, action| {
+            let key = PolicyKey { decision, policy, action };
+            let create = |labels: &PolicyLabels| self.policy_decisions.get_or_create_owned(labels);
+            self.decisions.of(key, PolicyLabels::of, PolicyLabels::other, create).inc();
+        };
+        for (decision, refusal) in [("refused", &verdict.refused), ("would-refuse", &verdict.dry_run)] {
+            match refusal {
+                Some(Refusal::Rule(by)) => count(decision, Arc::clone(&by.policy), by.action.as_str()),
+                // No single one is to blame.
+                Some(Refusal::NoneAllows(_)) => count(decision, Arc::default(), Action::Allow.as_str()),
+                Some(Refusal::Path(_)) => count(decision, Arc::default(), ""),
+                None => {}
+            }
+        }
+        let mut told: Vec<&Arc<str>> = Vec::new();
+        for by in &verdict.audited {
+            if !told.contains(&&by.policy) {
+                count("audited", Arc::clone(&by.policy), by.action.as_str());
+                told.push(&by.policy);
+            }
+        }
     }
 
     fn breaker(&self, service: &str, reason: Option<Reason>) {
@@ -350,11 +388,11 @@ impl Metrics {
     }
 
     /// What [`crate::balance::Load::report`] says. `service`: its key, or its cluster's name.
-    pub fn ejection(&self, service: &str, verdict: Verdict) {
+    pub fn ejection(&self, service: &str, verdict: outlier::Verdict) {
         let cause = match verdict {
-            Verdict::Ejected(cause, _) => cause.as_str(),
-            Verdict::Kept(..) => "probe",
-            Verdict::Returned => return,
+            outlier::Verdict::Ejected(cause, _) => cause.as_str(),
+            outlier::Verdict::Kept(..) => "probe",
+            outlier::Verdict::Returned => return,
         };
         self.ejections.get_or_create(&(ServiceLabels::of(service), [("cause", cause)])).inc();
     }
@@ -492,6 +530,13 @@ struct RequestKey {
     status: u16,
     reason: Option<Reason>,
     ends: EndsKey,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PolicyKey {
+    decision: &'static str,
+    policy: Arc<str>,
+    action: &'static str,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Uri};
 use weft_api::{Identity, Reason};
 
+use crate::authorize::Verdict;
+
 /// Which way a connection goes, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
@@ -109,6 +111,8 @@ pub struct RequestRecord {
     pub upstream: Option<SocketAddr>,
     /// What the rule did in place of, or before, sending it: one word; empty: nothing.
     pub action: &'static str,
+    /// What the policies of the own workload say of it, where that is worth a word.
+    pub authorization: Option<Box<Verdict>>,
 }
 
 /// One opaque connection, when it has ended.
@@ -142,4 +146,6 @@ pub struct TcpRecord {
     pub original: SocketAddr,
     /// The endpoint connected to.
     pub upstream: Option<SocketAddr>,
+    /// What the policies of the own workload say of it, where that is worth a word.
+    pub authorization: Option<Box<Verdict>>,
 }

@@ -304,7 +304,7 @@ impl PathMatch {
 }
 
 impl HeaderMatch {
-    fn fits(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn fits(&self, headers: &HeaderMap) -> bool {
         if let ValueMatch::Present(wanted) = self.value {
             return headers.contains_key(&self.name) == wanted;
         }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use weft_api::{Identity, v1};
 
 use crate::adaptive::Adaptive;
+use crate::authorize::Authorization;
 pub use crate::balance::hash::HashOn;
 use crate::balance::ramp::SlowStart;
 use crate::balance::strain::Strain;
@@ -112,6 +113,8 @@ pub struct Workload {
     pub sources: Vec<v1::Source>,
     /// Limits on the requests to its ports. `None`: there are none.
     pub limits: Option<Arc<Limits>>,
+    /// Who may ask it for what. `None`: whoever `mtls` lets in.
+    pub authorization: Option<Arc<Authorization>>,
     /// Connections to what is neither of the cluster nor registered are refused.
     pub registered_only: bool,
     /// The zone of its node, empty when unknown.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use weft_api::Reason;
 
+use crate::authorize::Verdict;
 use crate::balance::{self, Load, Outcome, hash};
 use crate::breaker::Permit;
 use crate::connect::{self, Counted};
@@ -33,6 +34,13 @@ pub(crate) struct Opaque {
     started: Instant,
     counts: Rc<Counts>,
     pub(crate) record: TcpRecord,
+}
+
+/// Why an open connection is broken off.
+pub(crate) struct End {
+    pub(crate) error: Error,
+    /// By the policies of the own workload.
+    pub(crate) authorization: Option<Box<Verdict>>,
 }
 
 /// An open upstream, counted until dropped.
@@ -67,6 +75,7 @@ impl Opaque {
             client,
             original,
             upstream: None,
+            authorization: None,
         };
         Self { worker: Rc::clone(worker), started: Instant::now(), counts: Rc::default(), record }
     }
@@ -101,12 +110,8 @@ impl Opaque {
     }
 
     /// The same, or until there is a reason to break it off.
-    pub(crate) async fn run_until<C>(
-        mut self,
-        mut client: C,
-        opened: Opened,
-        end: impl Future<Output = Reason>,
-    ) where
+    pub(crate) async fn run_until<C>(mut self, mut client: C, opened: Opened, end: impl Future<Output = End>)
+    where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
     {
         let Opened { mut io, addr, mtls, destination, _load, _permits } = opened;
@@ -122,8 +127,11 @@ impl Opaque {
                     self.break_off(&Error::new(Reason::UpstreamReset, e));
                 }
             }
-            reason = end => {
-                self.break_off(&reason.into());
+            end = end => {
+                self.break_off(&end.error);
+                if end.authorization.is_some() {
+                    self.record.authorization = end.authorization;
+                }
                 client.abort();
                 io.abort();
             }

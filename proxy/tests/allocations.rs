@@ -129,6 +129,7 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             client: "10.0.0.9:4000".parse().unwrap(),
             upstream: None,
             action: "",
+            authorization: None,
         };
         let mut request = || {
             let route = route::route(service, &record.method, &record.uri, &headers).route;

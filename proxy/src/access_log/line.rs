@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Serialize, Serializer};
 use weft_api::{Identity, Reason};
 
+use crate::authorize::{Refusal, Verdict};
 use crate::record::{Party, RequestRecord, TcpRecord};
 
 /// Longest text of a client in a line, in bytes.
@@ -42,6 +43,8 @@ struct Request<'a> {
     route: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     action: &'static str,
+    #[serde(flatten)]
+    policies: Policies<'a>,
     client: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
@@ -66,10 +69,28 @@ struct Connection<'a> {
     sni: Option<&'a str>,
     #[serde(flatten)]
     ends: Ends<'a>,
+    #[serde(flatten)]
+    policies: Policies<'a>,
     client: SocketAddr,
     original: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
+}
+
+/// What policies of the own workload say.
+#[derive(Default, Serialize)]
+struct Policies<'a> {
+    /// Which refused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_rule: Option<&'a str>,
+    /// What would have, were it not in dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<String>,
+    /// Those that want it noted, as "namespace/name/rule".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -115,6 +136,7 @@ pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord
             ends: ends(&record.source, &record.destination, &record.service),
             route: &record.route,
             action: record.action,
+            policies: policies(record.authorization.as_deref()),
             client: record.client,
             endpoint: record.upstream,
         },
@@ -137,6 +159,7 @@ pub(super) fn tcp(line: &mut Vec<u8>, at: SystemTime, record: &TcpRecord) {
             mtls: record.mtls,
             sni: record.sni.as_deref().map(clipped),
             ends: ends(&record.source, &record.destination, &record.service),
+            policies: policies(record.authorization.as_deref()),
             client: record.client,
             original: record.original,
             endpoint: record.upstream,
@@ -163,6 +186,21 @@ fn ends<'a>(source: &'a Party, destination: &'a Party, service: &'a str) -> Ends
         destination_workload: &destination.workload,
         destination_identity: destination.identity.as_deref(),
         service,
+    }
+}
+
+fn policies(verdict: Option<&Verdict>) -> Policies<'_> {
+    let Some(verdict) = verdict else { return Policies::default() };
+    let by = match &verdict.refused {
+        Some(Refusal::Rule(by)) => Some(by),
+        _ => None,
+    };
+    let audited = verdict.audited.iter().map(|by| format!("{}/{}", by.policy, by.rule));
+    Policies {
+        policy: by.map(|by| &*by.policy),
+        policy_rule: by.map(|by| &*by.rule),
+        dry_run: verdict.dry_run.as_ref().map(ToString::to_string),
+        audit: (!verdict.audited.is_empty()).then(|| audited.collect::<Vec<_>>().join(", ")),
     }
 }
 

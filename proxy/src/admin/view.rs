@@ -102,6 +102,7 @@ fn view_workload(workload: &Workload) -> Value {
         }).collect::<Vec<_>>(),
         "sources": sources(&workload.sources),
         "registered_only": workload.registered_only,
+        "authorization": workload.authorization.as_deref().map(|policies| policies.message()),
         "zone": &*workload.zone,
         "region": &*workload.region,
     })

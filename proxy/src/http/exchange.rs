@@ -310,6 +310,7 @@ fn blank(direction: Direction, client: SocketAddr) -> RequestRecord {
         client,
         upstream: None,
         action: "",
+        authorization: None,
     }
 }
 

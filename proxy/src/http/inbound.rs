@@ -1,17 +1,18 @@
 //! One request to the own application, from another proxy (mTLS) or from outside of the mesh. Says who the caller has
-//! proved to be, counts it under the limits of its port, and passes it on. It balances nothing and retries nothing but
+//! proved to be, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and retries nothing but
 //! what provably did not happen.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, timeout};
-use weft_api::Reason;
+use weft_api::{Identity, Reason};
 
 use super::body::Source;
 use super::client::{self, Template, Wire};
@@ -21,6 +22,7 @@ use super::incoming::Incoming;
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
+use crate::authorize::{self, Admitted, Authorization, Verdict};
 use crate::error::Error;
 use crate::limit::key::Asked;
 use crate::limit::{Limits, Verdict};
@@ -43,6 +45,16 @@ pub(crate) enum Peer {
     Outside,
 }
 
+impl Peer {
+    /// As proved by mTLS.
+    pub(crate) fn caller(&self) -> Option<&Identity> {
+        match self {
+            Self::Mesh { party, .. } => party.identity.as_deref(),
+            Self::Outside => None,
+        }
+    }
+}
+
 /// A connection to the own application.
 pub(crate) struct Inbound {
     pub(crate) worker: Rc<Worker>,
@@ -50,6 +62,8 @@ pub(crate) struct Inbound {
     /// Where the application listens.
     pub(crate) original: SocketAddr,
     pub(crate) peer: Peer,
+    /// What is left of the policies for this caller and port, since its last request.
+    pub(crate) admitted: RefCell<Option<Rc<Admitted>>>,
 }
 
 /// What PeerAuthentication makes of a request, asked for each: it may have changed while the connection was open.
@@ -84,6 +98,34 @@ impl Handler for Inbound {
                 };
             }
         }
+        if let Some(policies) = workload.as_deref().and_then(|own| own.authorization.as_ref()) {
+            let verdict = self.ask(policies, &mut request);
+            let by_probe = matches!(self.peer, Peer::Outside)
+                && workload
+                    .as_deref()
+                    .is_some_and(|own| probe::declared(own, self.original.port(), &request));
+            if let Some(refusal) = &verdict.refused {
+                let error = refusal.error();
+                if !by_probe {
+                    exchange.record.authorization = verdict.noted();
+                    if wire == Wire::Http1 {
+                        self.let_finish(request.into_body());
+                    }
+                    return exchange.refuse(&error);
+                }
+                // The kubelet's own probes pass whatever policies say, and nothing near them.
+                return match probe::admit(workload.as_deref(), self.original.port(), request).await {
+                    Some((request, body)) => self.forward(exchange, request, body, wire, None).await,
+                    None => {
+                        exchange.record.authorization = verdict.noted();
+                        exchange.refuse(&error)
+                    }
+                };
+            }
+            if !by_probe {
+                exchange.record.authorization = verdict.noted();
+            }
+        }
         let counted = limits.and_then(|limits| self.count(workload.as_deref(), limits, &request));
         if let Some((limit, _)) = counted.as_ref().and_then(|counted| counted.refused.as_ref()) {
             exchange.record.route = Arc::clone(limit);
@@ -110,6 +152,17 @@ fn told(mut response: Response<Served>, counted: Option<Box<Verdict>>) -> Respon
     response
 }
 
+/// The same target with another path. `None`: no path at all.
+fn with_path(uri: &Uri, mut path: String) -> Option<Uri> {
+    if let Some(query) = uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path.try_into().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
 struct Upgrade {
     protocol: HeaderValue,
     client: OnUpgrade,
@@ -123,6 +176,32 @@ impl Inbound {
             (Peer::Outside, MtlsMode::Strict) => Admission::ProbesOnly,
             (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
             _ => Admission::Any,
+        }
+    }
+
+    /// What the policies say of a request. One whose path an application might read differently from them goes on with the
+    /// path that was judged.
+    fn ask(&self, policies: &Arc<Authorization>, request: &mut Request<Incoming>) -> Verdict {
+        let asked =
+            authorize::Asked { method: request.method(), uri: request.uri(), headers: request.headers() };
+        let authorize::Judged { verdict, path } = self.admitted(policies).request(&asked);
+        if let Some(path) = path
+            && let Some(uri) = with_path(request.uri(), path)
+        {
+            *request.uri_mut() = uri;
+        }
+        verdict
+    }
+
+    /// Looked up once for as long as the policies are the same.
+    fn admitted(&self, policies: &Arc<Authorization>) -> Rc<Admitted> {
+        let mut known = self.admitted.borrow_mut();
+        match &*known {
+            Some(admitted) if admitted.is_of(policies) => Rc::clone(admitted),
+            _ => {
+                let admitted = policies.admit(self.peer.caller(), self.client.ip(), self.original.port());
+                Rc::clone(known.insert(Rc::new(admitted)))
+            }
         }
     }
 

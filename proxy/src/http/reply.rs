@@ -19,7 +19,7 @@ pub const fn grpc_status(reason: Reason) -> u16 {
         // DEADLINE_EXCEEDED
         Reason::RequestTimeout | Reason::PerTryTimeout | Reason::IdleTimeout | Reason::GrpcDeadline => 4,
         // PERMISSION_DENIED
-        Reason::MtlsRequired | Reason::ClientCertificate | Reason::CorsRefused => 7,
+        Reason::MtlsRequired | Reason::ClientCertificate | Reason::CorsRefused | Reason::PolicyDenied => 7,
         // RESOURCE_EXHAUSTED
         Reason::RateLimited => 8,
         // INTERNAL

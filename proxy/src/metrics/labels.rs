@@ -2,7 +2,7 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-use super::{EndsKey, PartyKey, RequestKey, TcpKey};
+use super::{EndsKey, PartyKey, PolicyKey, RequestKey, TcpKey};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RequestLabels {
@@ -63,6 +63,14 @@ pub(super) struct TcpBytesLabels {
 pub(super) struct ServiceLabels {
     destination_service: String,
     destination_namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PolicyLabels {
+    decision: &'static str,
+    policy: String,
+    policy_namespace: String,
+    action: &'static str,
 }
 
 const OTHER: &str = "other";
@@ -157,6 +165,22 @@ impl TcpLabels {
             destination_service: self.destination_service.clone(),
             destination_namespace: self.destination_namespace.clone(),
         }
+    }
+}
+
+impl PolicyLabels {
+    pub(super) fn of(key: &PolicyKey) -> Self {
+        let (namespace, name) = key.policy.split_once('/').unwrap_or_default();
+        Self {
+            decision: key.decision,
+            policy: name.to_owned(),
+            policy_namespace: namespace.to_owned(),
+            action: key.action,
+        }
+    }
+
+    pub(super) fn other(&self) -> Self {
+        Self { policy: OTHER.to_owned(), policy_namespace: OTHER.to_owned(), ..self.clone() }
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn record() -> RequestRecord {
         client: "10.0.0.1:4711".parse().unwrap(),
         upstream: Some("10.0.0.2:8080".parse().unwrap()),
         action: "",
+        authorization: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn opaque() -> TcpRecord {
         client,
         original: "10.96.0.1:5432".parse().unwrap(),
         upstream,
+        authorization: None,
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     Workload, service_of,
 };
 use crate::adaptive::{self, Adaptive};
+use crate::authorize::Authorization;
 use crate::balance::table::{Kind, Share, Table};
 use crate::balance::tiers::Place;
 use crate::breaker::{Breaker, Limits};
@@ -41,6 +42,17 @@ impl Snapshot {
                         reject("workload", invalid);
                         last.cloned()
                     });
+                    let last = self.workload.as_ref().and_then(|own| own.authorization.as_ref());
+                    let given = workload.authorization.as_ref();
+                    parsed.authorization = parse::authorization(given, &parsed.identity, last)
+                        .unwrap_or_else(|invalid| {
+                            reject("workload", invalid);
+                            // What was in force stays; where nothing was known, nobody can say who may ask for what.
+                            match &self.workload {
+                                Some(_) => last.cloned(),
+                                None => Some(Arc::new(Authorization::closed())),
+                            }
+                        });
                     if self.workload.as_deref() != Some(&parsed) {
                         next.workload = Some(Arc::new(parsed));
                     }

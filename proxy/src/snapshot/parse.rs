@@ -22,11 +22,13 @@ use crate::outlier::{LatencyRule, OutlierConfig, SuccessRate};
 use crate::retry::{GrpcCodes, RetryPolicy, StatusCodes};
 use crate::route::{Backend, Hedge, Mirror, Route, precedence};
 
+mod authorization;
 mod balance;
 mod filters;
 mod limits;
 mod matches;
 
+pub(super) use authorization::authorization;
 pub(super) use limits::limits;
 
 /// Why a resource is not taken.
@@ -59,7 +61,7 @@ fn list<T, U>(field: &str, items: &[T], mut parse: impl FnMut(&T) -> Result<U>) 
         .collect()
 }
 
-/// Without its rate limits, see [`limits`].
+/// Without its rate limits and policies, see [`limits`] and [`authorization`].
 pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
     let ports = |field: &'static str, port: &u32| port_of(*port).map_err(|e| e.within(field));
     Ok(Workload {
@@ -86,6 +88,7 @@ pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
             .collect::<Result<_>>()?,
         sources: message.sources.clone(),
         limits: None,
+        authorization: None,
         registered_only: match v1::OutboundPolicy::try_from(message.outbound_policy) {
             Ok(v1::OutboundPolicy::AllowAny) => false,
             Ok(v1::OutboundPolicy::RegisteredOnly) => true,

@@ -730,3 +730,88 @@ fn balancing_that_makes_no_sense_is_rejected_with_a_sentence() {
         assert!(next.services.is_empty());
     }
 }
+
+fn authorized(change: impl FnOnce(&mut v1::Authorization)) -> v1::Workload {
+    let rule = v1::AuthorizationRule {
+        name: "0".into(),
+        from: vec![v1::AuthorizationSource { namespaces: vec!["shop".into()], ..Default::default() }],
+        to: vec![v1::AuthorizationTarget { ports: vec![80], ..Default::default() }],
+        when: Vec::new(),
+    };
+    let policy = v1::AuthorizationPolicy {
+        namespace: "shop".into(),
+        name: "p".into(),
+        action: v1::AuthorizationAction::Allow.into(),
+        dry_run: false,
+        rules: vec![rule],
+    };
+    let mut authorization = v1::Authorization { policies: vec![policy], level: 1 };
+    change(&mut authorization);
+    v1::Workload { authorization: Some(authorization), ..workload() }
+}
+
+#[test]
+fn policies_that_cannot_be_understood_are_rejected_whole_with_a_sentence() {
+    use v1::authorization_path::Path;
+    let first = applied(&Snapshot::default(), &of_workload(authorized(|_| {})));
+    let before = first.workload.as_ref().unwrap().authorization.clone().unwrap();
+    type Change = fn(&mut v1::Authorization);
+    let bad: [(Change, &str); 9] = [
+        (|a| a.level = 2, "level: 2 is beyond what this proxy understands, 1: update the proxy"),
+        (|a| a.policies[0].action = 0, "policies[0].action: 0 is not a value that this proxy knows"),
+        (|a| a.policies[0].action = 9, "policies[0].action: 9 is not a value that this proxy knows"),
+        (|a| a.policies[0].name.clear(), "policies[0].name: is empty"),
+        (
+            |a| a.policies[0].rules[0].to[0].ports.push(0),
+            "policies[0].rules[0].to[0].ports[1]: 0 is not a port",
+        ),
+        (
+            |a| a.policies[0].rules[0].from[0].ip_blocks.push("ten".into()),
+            "policies[0].rules[0].from[0].ip_blocks[0]: `ten` is not a block of IP addresses: write for example 10.0.0.0/8, 10.1.2.3 or 2001:db8::/32",
+        ),
+        (
+            |a| {
+                a.policies[0].rules[0].to[0]
+                    .paths
+                    .push(v1::AuthorizationPath { path: Some(Path::Prefix("/a/../b".into())) })
+            },
+            "policies[0].rules[0].to[0].paths[0].path: `/a/../b` has empty segments or dot segments, which no path has when it is compared",
+        ),
+        (
+            |a| a.policies[0].rules[0].to[0].paths.push(v1::AuthorizationPath { path: None }),
+            "policies[0].rules[0].to[0].paths[0].path: is not given: update the proxy, its operator knows a condition that it does not",
+        ),
+        (
+            |a| a.policies[0].rules[0].when.push(v1::AuthorizationCondition { of: None }),
+            "policies[0].rules[0].when[0].of: is not given: update the proxy, its operator knows a condition that it does not",
+        ),
+    ];
+    for (change, message) in bad {
+        let mut workload = authorized(change);
+        workload.mtls = v1::MtlsMode::Disable.into();
+        let (next, rejections) = first.apply(&of_workload(workload.clone()));
+        assert_eq!(rejections[0].message, format!("authorization.{message}"));
+        let own = next.workload.unwrap();
+        // The rest of it is in force, and the policies are as they were.
+        assert_eq!(own.mtls, MtlsMode::Disable);
+        assert!(Arc::ptr_eq(own.authorization.as_ref().unwrap(), &before));
+        // Of a pod of which nothing was known, nobody gets in.
+        let (fresh, _) = Snapshot::default().apply(&of_workload(workload));
+        let closed = fresh.workload.unwrap().authorization.clone().unwrap();
+        let front = "spiffe://cluster.local/ns/shop/sa/front".parse().unwrap();
+        assert!(closed.admit(Some(&front), [10, 0, 0, 1].into(), 80).opaque().refused.is_some());
+    }
+}
+
+#[test]
+fn the_same_policies_again_are_not_made_anew() {
+    let first = applied(&Snapshot::default(), &of_workload(authorized(|_| {})));
+    let mut changed = authorized(|_| {});
+    changed.mtls = v1::MtlsMode::Disable.into();
+    let again = applied(&first, &of_workload(changed));
+    let of = |snapshot: &Snapshot| snapshot.workload.as_ref().unwrap().authorization.clone().unwrap();
+    assert!(Arc::ptr_eq(&of(&first), &of(&again)));
+    // None at all cost nothing.
+    let without = applied(&again, &of_workload(authorized(|a| a.policies.clear())));
+    assert!(without.workload.unwrap().authorization.is_none());
+}

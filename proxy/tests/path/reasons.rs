@@ -135,6 +135,19 @@ async fn provoke(reason: Reason) -> String {
             call.headers_mut().insert("grpc-timeout", "50m".parse().unwrap());
             fetch(node.outbound, call).await.reason().to_owned()
         }
+        Reason::PolicyDenied => {
+            let mesh = Mesh::to(apps::echo().await.0);
+            let nobody = v1::AuthorizationPolicy {
+                namespace: "shop".into(),
+                name: "closed".into(),
+                action: v1::AuthorizationAction::Allow.into(),
+                ..Default::default()
+            };
+            mesh.back.workload("back", |own| {
+                own.authorization = Some(v1::Authorization { policies: vec![nobody], level: 1 });
+            });
+            answered(&mesh.front).await
+        }
         #[allow(unreachable_patterns, reason = "for those that are to come")]
         _ => panic!("nothing here provokes `{reason}`: add how it comes about to this test"),
     }

@@ -66,7 +66,7 @@ pub(super) fn header_name(field: &str, text: &str) -> Result<HeaderName> {
         .map_err(|_| Invalid::new(field, format!("`{text}` is not the name of a header")))
 }
 
-fn header_match(message: &v1::HeaderMatch) -> Result<HeaderMatch> {
+pub(super) fn header_match(message: &v1::HeaderMatch) -> Result<HeaderMatch> {
     use v1::header_match::Value;
     let value = match &message.value {
         Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),

@@ -1,0 +1,222 @@
+//! The conditions of all rules, by what they ask for: a look-up for each respect gives the numbers that fit in it, and what
+//! fits in all of them is left. Numbers are those of sources and targets, each of one rule. Pure.
+
+use std::borrow::{Borrow, Cow};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use http::Method;
+use weft_api::Identity;
+
+use super::address::Block;
+use super::bits::Bits;
+use super::segments::Tree;
+use super::{Source, Target};
+use crate::route::host::HostMatch;
+
+/// One respect: who has no condition in it, and who asks for which value.
+#[derive(Debug)]
+struct Respect<K> {
+    free: Bits,
+    by: HashMap<K, Vec<u32>>,
+}
+
+impl<K: Eq + Hash> Respect<K> {
+    fn new<'a, T: 'a>(of: impl ExactSizeIterator<Item = &'a T>, keys: impl Fn(&'a T) -> Vec<K>) -> Self {
+        let (mut free, mut by) = (Bits::none(of.len()), HashMap::<K, Vec<u32>>::new());
+        for (number, one) in of.enumerate() {
+            let keys = keys(one);
+            if keys.is_empty() {
+                free.set(number);
+            }
+            for key in keys {
+                by.entry(key).or_default().push(u32::try_from(number).unwrap_or(u32::MAX));
+            }
+        }
+        Self { free, by }
+    }
+
+    /// Nobody has a condition.
+    fn is_idle(&self) -> bool {
+        self.by.is_empty()
+    }
+
+    fn add<Q: Eq + Hash + ?Sized>(&self, value: &Q, into: &mut Bits)
+    where
+        K: Borrow<Q>,
+    {
+        for number in self.by.get(value).into_iter().flatten() {
+            into.set(*number as usize);
+        }
+    }
+}
+
+/// Who calls.
+#[derive(Debug)]
+pub(super) struct Sources {
+    own: Box<str>,
+    /// Also those that stand for many, as they are written.
+    identities: Respect<String>,
+    namespaces: Respect<String>,
+    blocks: Respect<Block>,
+    /// The lengths that there are.
+    lengths: BTreeSet<u8>,
+    rule_of: Vec<u32>,
+}
+
+impl Sources {
+    pub(super) fn new(own: &str, all: &[(u32, Source)]) -> Self {
+        let blocks = all.iter().flat_map(|(_, source)| &source.blocks);
+        Self {
+            own: own.into(),
+            identities: Respect::new(all.iter(), |(_, source)| source.identities.clone()),
+            namespaces: Respect::new(all.iter(), |(_, source)| source.namespaces.clone()),
+            lengths: blocks.map(|block| block.length).collect(),
+            blocks: Respect::new(all.iter(), |(_, source)| source.blocks.clone()),
+            rule_of: all.iter().map(|(rule, _)| *rule).collect(),
+        }
+    }
+
+    /// The rules, of so many, of which a source fits.
+    pub(super) fn rules(&self, caller: Option<&Identity>, client: IpAddr, count: usize) -> Bits {
+        let mut fitting = self.identities.free.clone();
+        if let Some(caller) = caller {
+            spellings(&caller.to_string(), |text| self.identities.add(text, &mut fitting));
+        }
+        if !self.namespaces.is_idle() {
+            let mut these = self.namespaces.free.clone();
+            if let Some(caller) = caller.filter(|caller| caller.trust_domain.as_str() == &*self.own) {
+                self.namespaces.add(caller.namespace.as_str(), &mut these);
+            }
+            fitting.intersect(&these);
+        }
+        if !self.blocks.is_idle() {
+            let mut these = self.blocks.free.clone();
+            self.lengths
+                .iter()
+                .for_each(|length| self.blocks.add(&Block::around(client, *length), &mut these));
+            fitting.intersect(&these);
+        }
+        let mut rules = Bits::none(count);
+        for source in fitting.within(0..self.rule_of.len()) {
+            rules.set(self.rule_of[source] as usize);
+        }
+        rules
+    }
+}
+
+/// A text, and everything with an asterisk that stands for it: "*", whole leading segments, whole segments at its end.
+pub(super) fn spellings(text: &str, mut each: impl FnMut(&str)) {
+    each(text);
+    each("*");
+    for (at, _) in text.match_indices('/') {
+        each(&format!("{}*", &text[..=at]));
+        each(&format!("*{}", &text[at..]));
+    }
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) struct Targets {
+    ports: Respect<u16>,
+    methods: Respect<Method>,
+    /// Names, and with a dot in front what all names below one end with.
+    hosts: Respect<String>,
+    paths: Tree,
+    without_path: Bits,
+    any_path: bool,
+}
+
+thread_local! {
+    /// Work space: what is left, and what fits in one respect.
+    static SPACE: RefCell<[Bits; 2]> = RefCell::default();
+}
+
+impl Targets {
+    pub(super) fn new(all: &[&Target]) -> Self {
+        let mut paths = Tree::default();
+        for (number, target) in all.iter().enumerate() {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            target.paths.iter().for_each(|path| paths.insert(path, number));
+        }
+        let host = |host: &HostMatch| match host {
+            HostMatch::Exact(name) | HostMatch::Below(name) => name.clone(),
+        };
+        Self {
+            ports: Respect::new(all.iter(), |target| target.ports.clone()),
+            methods: Respect::new(all.iter(), |target| target.methods.clone()),
+            hosts: Respect::new(all.iter(), |target| target.hosts.iter().map(host).collect()),
+            paths,
+            without_path: Bits::of(all.iter().map(|target| target.paths.is_empty())),
+            any_path: all.iter().any(|target| !target.paths.is_empty()),
+        }
+    }
+
+    /// Those that take a port.
+    pub(super) fn at(&self, port: u16) -> Bits {
+        let mut fitting = self.ports.free.clone();
+        self.ports.add(&port, &mut fitting);
+        fitting
+    }
+
+    /// Those of `left` that a request fits, handed to `then`. Without allocation.
+    pub(super) fn fitting<T>(
+        &self,
+        left: &Bits,
+        method: &Method,
+        host: Option<&str>,
+        path: &str,
+        then: impl FnOnce(&Bits) -> T,
+    ) -> T {
+        let narrow = |fitting: &mut Bits, these: &mut Bits| {
+            fitting.become_like(left);
+            if !self.methods.is_idle() {
+                these.become_like(&self.methods.free);
+                self.methods.add(method, these);
+                fitting.intersect(these);
+            }
+            if !self.hosts.is_idle() {
+                these.become_like(&self.hosts.free);
+                if let Some(host) = host {
+                    self.add_hosts(host, these);
+                }
+                fitting.intersect(these);
+            }
+            if self.any_path {
+                these.become_like(&self.without_path);
+                self.paths.find(path, these);
+                fitting.intersect(these);
+            }
+        };
+        SPACE.with(|space| match space.try_borrow_mut() {
+            Ok(mut space) => {
+                let [fitting, these] = &mut *space;
+                narrow(fitting, these);
+                then(fitting)
+            }
+            // It is in use further up the stack, which nothing does.
+            Err(_) => {
+                let (mut fitting, mut these) = (Bits::default(), Bits::default());
+                narrow(&mut fitting, &mut these);
+                then(&fitting)
+            }
+        })
+    }
+
+    fn add_hosts(&self, host: &str, into: &mut Bits) {
+        let host: Cow<'_, str> = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            host.to_ascii_lowercase().into()
+        } else {
+            host.into()
+        };
+        // What begins with a dot is the key of the names below, and no name.
+        if !host.starts_with('.') {
+            self.hosts.add(&*host, into);
+        }
+        for (at, _) in host.match_indices('.').filter(|(at, _)| *at > 0) {
+            self.hosts.add(&host[at..], into);
+        }
+    }
+}
