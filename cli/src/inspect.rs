@@ -17,8 +17,8 @@ use world::World;
 /// Flags of `weft inspect`.
 #[derive(Args)]
 pub struct Options {
-    /// `pod/<name>`, `service/<name>`, `meshservice/<name>`, `trafficpolicy/<name>` or `peerauthentication/<name>` (short
-    /// names as in kubectl); a bare name is a pod or a service.
+    /// `pod/<name>`, `service/<name>`, `meshservice/<name>`, `trafficpolicy/<name>`, `peerauthentication/<name>` or
+    /// `authorizationpolicy/<name>` (short names as in kubectl); a bare name is a pod or a service.
     what: String,
     /// Namespace; otherwise that of the kubeconfig's context.
     #[arg(short, long)]
@@ -44,6 +44,7 @@ enum Kind {
     MeshService,
     TrafficPolicy,
     PeerAuthentication,
+    AuthorizationPolicy,
 }
 
 fn kind(word: &str) -> Option<Kind> {
@@ -52,6 +53,7 @@ fn kind(word: &str) -> Option<Kind> {
         "service" | "services" | "svc" => Kind::Service,
         "meshservice" | "meshservices" | "msvc" => Kind::MeshService,
         "trafficpolicy" | "trafficpolicies" | "tpol" => Kind::TrafficPolicy,
+        "authorizationpolicy" | "authorizationpolicies" | "authz" => Kind::AuthorizationPolicy,
         "peerauthentication" | "peerauthentications" | "pauth" => Kind::PeerAuthentication,
         _ => return None,
     })
@@ -74,6 +76,7 @@ pub async fn run(client: Client, global: &Global, options: Options) -> anyhow::R
         Kind::MeshService => world.about_mesh_service(name),
         Kind::TrafficPolicy => world.about_traffic_policy(name),
         Kind::PeerAuthentication => world.about_peer_authentication(name),
+        Kind::AuthorizationPolicy => world.about_authorization_policy(name),
     };
     let Some(facts) = facts else { bail!("there is no {kind:?} {name} in namespace {namespace}") };
     match global.output {
@@ -94,17 +97,31 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
     let (meshes, policies) =
         (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
     let (own, of_root) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), root));
-    let (pods, services, mesh_services, traffic_policies, own, of_root) = tokio::try_join!(
+    let (authorizing, authorizing_mesh) =
+        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), root));
+    let (
+        pods,
+        services,
+        mesh_services,
+        traffic_policies,
+        own,
+        of_root,
+        mut authorization_policies,
+        authorizing_mesh,
+    ) = tokio::try_join!(
         list(&pods, &everything),
         list(&services, &everything),
         list(&meshes, &everything),
         list(&policies, &everything),
         list(&own, &everything),
         list(&of_root, &everything),
+        list(&authorizing, &everything),
+        list(&authorizing_mesh, &everything),
     )?;
     let mut peer_authentications = own;
     if namespace != root {
         peer_authentications.extend(of_root);
+        authorization_policies.extend(authorizing_mesh);
     }
     // A mesh-wide policy touches pods of every namespace.
     let pods = if namespace == root { list(&Api::all(client.clone()), &everything).await? } else { pods };
@@ -116,5 +133,6 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
         mesh_services,
         traffic_policies,
         peer_authentications,
+        authorization_policies,
     })
 }

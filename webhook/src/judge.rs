@@ -1,4 +1,4 @@
-//! Judges MeshServices, TrafficPolicies and PeerAuthentications beside what exists. Pure: the caller says what exists.
+//! Judges MeshServices, TrafficPolicies, PeerAuthentications and AuthorizationPolicies beside what exists. Pure: the caller says what exists.
 //! What must never be is refused; what may be only early (a Service that is applied later) is a warning. An update that leaves
 //! the spec alone always passes, or a stale resource could not even lose a finalizer.
 
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_crds::validate::{self, Problem, Shadow};
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
 
 /// Most problems that one refusal lists.
 const LISTED: usize = 8;
@@ -23,6 +23,8 @@ pub struct Known {
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,
     /// Services of the namespace with their ports.
     pub services: BTreeMap<String, Vec<u16>>,
+    /// The mesh's own trust domain; empty: not known.
+    pub trust_domain: String,
 }
 
 /// Judges a CREATE or UPDATE; `root` is Weft's own namespace.
@@ -35,6 +37,7 @@ pub fn judge(request: &Request, known: &Known, root: &str) -> Answer {
         "MeshService" => judged(request, |resource| mesh_service(resource, known)),
         "TrafficPolicy" => judged(request, |resource| traffic_policy(resource, known)),
         "PeerAuthentication" => judged(request, |resource| peer_authentication(resource, known, root)),
+        "AuthorizationPolicy" => judged(request, |resource| authorization_policy(resource, known)),
         _ => Answer::allow(Vec::new()),
     }
 }
@@ -170,6 +173,14 @@ fn peer_authentication(resource: &PeerAuthentication, known: &Known, root: &str)
         }
     }
     found
+}
+
+fn authorization_policy(resource: &AuthorizationPolicy, known: &Known) -> Findings {
+    let trust_domain = Some(known.trust_domain.as_str()).filter(|domain| !domain.is_empty());
+    Findings {
+        problems: validate::authorization_policy(resource),
+        warnings: validate::authorization_warnings(resource, trust_domain),
+    }
 }
 
 fn missing_service(field: &str, name: &str) -> String {

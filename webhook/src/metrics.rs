@@ -20,6 +20,7 @@ pub enum Kind {
     MeshService,
     TrafficPolicy,
     PeerAuthentication,
+    AuthorizationPolicy,
     Other,
 }
 
@@ -32,6 +33,7 @@ impl Kind {
             "MeshService" => Self::MeshService,
             "TrafficPolicy" => Self::TrafficPolicy,
             "PeerAuthentication" => Self::PeerAuthentication,
+            "AuthorizationPolicy" => Self::AuthorizationPolicy,
             _ => Self::Other,
         }
     }

@@ -182,18 +182,22 @@ impl Webhook {
         if passes_unseen(request) {
             return (Outcome::Allowed, Answer::allow(Vec::new()));
         }
-        let Some(known) = self.stores.cached(&request.namespace) else {
+        let Some(mut known) = self.stores.cached(&request.namespace) else {
             let answer = Answer::later(
                 "the webhook has just started and does not know yet what exists: apply again in a few seconds",
             );
             return (Outcome::Unavailable, answer);
         };
+        known.trust_domain.clone_from(&self.settings.trust_domain);
         let root = &self.settings.namespace;
         let mut answer = judge(request, &known, root);
         if answer.refusal.is_some() || !answer.warnings.is_empty() {
             // Not before looking twice: the cache may lag behind what was applied a moment ago.
             match self.stores.fresh(&request.namespace).await {
-                Ok(known) => answer = judge(request, &known, root),
+                Ok(mut known) => {
+                    known.trust_domain.clone_from(&self.settings.trust_domain);
+                    answer = judge(request, &known, root);
+                }
                 Err(error) => {
                     tracing::warn!(error = %format!("{error:#}"), "no second look, the caches decide")
                 }

@@ -99,6 +99,7 @@ impl Stores {
                 traffic_policies: within(&cluster.traffic_policies, namespace),
                 peer_authentications: cluster.peer_authentications.state(),
                 services: ports(within(&cluster.services, namespace).iter().map(AsRef::as_ref)),
+                trust_domain: String::new(),
             }),
         }
     }
@@ -130,7 +131,13 @@ impl Cluster {
         let mut peer_authentications = self.peer_authentications.state_filter(elsewhere);
         peer_authentications.extend(own);
         let services = ports(services.iter().map(AsRef::as_ref));
-        Ok(Known { mesh_services, traffic_policies, peer_authentications, services })
+        Ok(Known {
+            mesh_services,
+            traffic_policies,
+            peer_authentications,
+            services,
+            trust_domain: String::new(),
+        })
     }
 }
 

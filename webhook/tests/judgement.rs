@@ -54,6 +54,7 @@ fn shop() -> Known {
         ],
         peer_authentications: vec![serde_json::from_value(auth("default", "Strict")).map(Arc::new).unwrap()],
         services: BTreeMap::from([("back".into(), vec![80, 9090]), ("front".into(), vec![80])]),
+        trust_domain: "cluster.local".into(),
     }
 }
 
@@ -209,4 +210,19 @@ fn deletion_and_what_leaves_the_spec_alone_always_pass() {
 fn what_is_not_the_kind_that_it_says_is_refused() {
     let odd = resource("TrafficPolicy", "p", json!({"targetRefs": "back"}));
     assert!(refusal(&created(&odd, &shop())).starts_with("it is not a TrafficPolicy"));
+}
+
+#[test]
+fn an_authorization_policy_that_makes_no_sense_is_refused_and_what_is_seldom_meant_is_a_warning() {
+    let policy = |action: &str, rule: Value| {
+        resource("AuthorizationPolicy", "p", json!({"action": action, "rules": [rule]}))
+    };
+    let from = |id: &str| json!({"from": [{"identities": [id]}]});
+    let bad = created(&policy("Allow", from("spiffe://cluster.local/ns/shop*")), &shop());
+    assert!(refusal(&bad).starts_with("spec.rules[0].from[0].identities[0]: "), "{}", refusal(&bad));
+    let strange = created(&policy("Allow", from("spiffe://other.example/ns/shop/sa/a")), &shop());
+    assert!(strange.refusal.is_none() && strange.warnings[0].contains("trust domain cluster.local"));
+    assert_eq!(created(&policy("Allow", from("*/sa/front")), &shop()), Answer::allow(vec![]));
+    let nothing = created(&resource("AuthorizationPolicy", "p", json!({"action": "Allow"})), &shop());
+    assert!(nothing.refusal.is_none() && nothing.warnings[0].contains("allows nothing"));
 }

@@ -146,7 +146,7 @@ fn definitions(crds: &Seen<Vec<CustomResourceDefinition>>) -> Finding {
             established && crd.spec.versions.iter().any(|v| v.name == weft_crds::VERSION && v.served)
         })
     };
-    let wanted = ["meshservices", "trafficpolicies", "peerauthentications"]
+    let wanted = ["meshservices", "trafficpolicies", "peerauthentications", "authorizationpolicies"]
         .map(|p| format!("{p}.{}", weft_crds::GROUP));
     let missing: Vec<&str> = wanted.iter().filter(|n| !established(n)).map(String::as_str).collect();
     if missing.is_empty() {

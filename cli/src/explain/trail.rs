@@ -48,6 +48,17 @@ pub struct Hop {
     /// What the rule did in place of, or before, sending it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub action: String,
+    /// The AuthorizationPolicy that refused it, and its rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_rule: Option<String>,
+    /// What an AuthorizationPolicy in dry run would have done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<String>,
+    /// The AuthorizationPolicies that want it noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
 }
 
 impl Hop {
@@ -205,7 +216,7 @@ fn judge(hops: &[Hop]) -> (String, Option<String>) {
         if let Some(detail) = &hop.detail {
             let _ = write!(verdict, " ({detail})");
         }
-        return (verdict, help);
+        return (verdict, policy_remedy(hop).or(help));
     }
     // What a rule answers goes no further.
     if matches!(last.action.as_str(), "preflight" | "redirect" | "response") {
@@ -218,10 +229,41 @@ fn judge(hops: &[Hop]) -> (String, Option<String>) {
         "inbound" => format!("the application in {}", last.pod),
         _ => format!("{}, which has no proxy of this namespace's logs,", last.destination()),
     };
+    let would = hops.iter().find_map(|hop| Some((hop, hop.dry_run.as_ref()?)));
+    if let Some((hop, would)) = would {
+        return (
+            format!(
+                "{who} answered {}; in force, a policy in dry run would have refused it at {}",
+                last.code, hop.pod
+            ),
+            Some(format!("before dryRun is removed: {would}")),
+        );
+    }
     match last.code {
         0 => (format!("the client left before {who} had answered"), None),
         code => (format!("{who} answered {code}; no proxy refused anything"), None),
     }
+}
+
+/// Which policy to look at.
+fn policy_remedy(hop: &Hop) -> Option<String> {
+    if hop.reason.as_deref() != Some(Reason::PolicyDenied.as_str()) {
+        return None;
+    }
+    let caller = hop.source_identity.as_deref().unwrap_or("a caller without identity (plaintext)");
+    Some(match (&hop.policy, &hop.policy_rule) {
+        (Some(policy), Some(rule)) => {
+            let (namespace, name) = policy.split_once('/').unwrap_or(("", policy));
+            format!(
+                "AuthorizationPolicy {name} in namespace {namespace} denies it by rule {rule} to {caller}: kubectl -n {namespace} get authorizationpolicy {name} -o yaml"
+            )
+        }
+        _ => format!(
+            "no Allow rule fits, and there are Allow policies for {}: add a rule for {caller}, or look with weft inspect pod/{}",
+            hop.pod,
+            hop.pod.split_once('/').map_or(hop.pod.as_str(), |(_, name)| name)
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -327,6 +369,43 @@ mod tests {
             answered("delay").verdict.contains("answered 302; no proxy refused"),
             "a delayed one goes on"
         );
+    }
+
+    #[test]
+    fn a_policys_refusal_names_policy_rule_and_caller() {
+        let denied = |more: Value| {
+            let mut line = json!({"code": 403, "reason": "policy-denied", "source_identity": "spiffe://cluster.local/ns/shop/sa/front"});
+            line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            Trail::new("r1", vec![hop("shop/back-1", "inbound", "2026-01-01T00:00:00Z", 0.1, line)])
+        };
+        let trail = denied(
+            json!({"policy": "shop/admins", "policy_rule": "0", "detail": "refused by rule 0 of AuthorizationPolicy shop/admins"}),
+        );
+        assert!(
+            trail.verdict.contains("refused by rule 0 of AuthorizationPolicy shop/admins"),
+            "{}",
+            trail.verdict
+        );
+        let remedy = trail.remedy.unwrap();
+        assert!(
+            remedy.contains("AuthorizationPolicy admins in namespace shop denies it by rule 0"),
+            "{remedy}"
+        );
+        let remedy = denied(json!({})).remedy.unwrap();
+        assert!(
+            remedy.starts_with("no Allow rule fits")
+                && remedy.contains("sa/front")
+                && remedy.contains("pod/back-1"),
+            "{remedy}"
+        );
+    }
+
+    #[test]
+    fn what_a_dry_run_would_have_refused_is_said() {
+        let more = json!({"dry_run": "refused by rule 0 of AuthorizationPolicy shop/admins"});
+        let trail = Trail::new("r1", vec![hop("shop/back-1", "inbound", "2026-01-01T00:00:00Z", 0.1, more)]);
+        assert!(trail.verdict.contains("dry run would have refused it at shop/back-1"), "{}", trail.verdict);
+        assert!(trail.remedy.unwrap().contains("shop/admins"));
     }
 
     #[test]

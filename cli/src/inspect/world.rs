@@ -1,5 +1,6 @@
 //! A namespace as read, and the answers about it. Pure. The rules of precedence are those of the operator: the narrowest
-//! PeerAuthentication counts alone; of two equals the older counts; one MeshService describes a Service.
+//! PeerAuthentication counts alone, AuthorizationPolicies count together; of two equals the older counts; one MeshService
+//! describes a Service.
 
 use super::Fact;
 use crate::mesh_pod;
@@ -7,9 +8,9 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 use weft_crds::mesh_service::Target;
-use weft_crds::peer_authentication::MtlsMode;
+use weft_crds::peer_authentication::{MtlsMode, Selector};
 use weft_crds::validate::{self, Scope, older};
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
 
 /// What exists.
 pub struct World {
@@ -21,6 +22,8 @@ pub struct World {
     pub traffic_policies: Vec<TrafficPolicy>,
     /// Of this namespace and of Weft's own.
     pub peer_authentications: Vec<PeerAuthentication>,
+    /// Of this namespace and of Weft's own.
+    pub authorization_policies: Vec<AuthorizationPolicy>,
 }
 
 type Labels = BTreeMap<String, String>;
@@ -53,6 +56,12 @@ fn modes(policy: &PeerAuthentication) -> String {
     if ports.is_empty() { general } else { format!("{general}; {}", ports.join(", ")) }
 }
 
+fn effect(policy: &AuthorizationPolicy) -> String {
+    let spec = &policy.spec;
+    let dry = if spec.dry_run == Some(true) { ", in dry run" } else { "" };
+    format!("{:?}, {} rule(s){dry}", spec.action, spec.rules.len())
+}
+
 impl World {
     pub fn pod(&self, name: &str) -> Option<&Pod> {
         self.pods.iter().find(|p| p.name_any() == name && p.namespace().as_deref() == Some(&self.namespace))
@@ -78,6 +87,13 @@ impl World {
             Some(policy) => facts.push(fact("peer authentication", full_name(policy), modes(policy))),
             None => facts.push(fact("peer authentication", "-", "Permissive (the default)")),
         }
+        let policies = self.authorization_policies.iter().filter(|policy| self.authorizes(policy, pod));
+        let policies: Vec<Fact> =
+            policies.map(|policy| fact("authorization policy", full_name(policy), effect(policy))).collect();
+        if policies.is_empty() {
+            facts.push(fact("authorization policy", "-", "none: whoever is let in may ask for anything"));
+        }
+        facts.extend(policies);
         for service in self.services.iter().filter(|s| selects(s, pod)) {
             let service_name = service.name_any();
             facts.push(fact("service", &service_name, ports(service)));
@@ -211,10 +227,46 @@ impl World {
         Some(facts)
     }
 
+    pub fn about_authorization_policy(&self, name: &str) -> Option<Vec<Fact>> {
+        let own = |p: &&AuthorizationPolicy| p.namespace().as_deref() == Some(&self.namespace);
+        let policy = self.authorization_policies.iter().filter(own).find(|p| p.name_any() == name)?;
+        let selector = policy.spec.selector.as_ref();
+        let scope = match validate::scope_of(policy.namespace().as_deref(), selector, &self.root) {
+            Scope::Mesh => "the whole mesh".to_owned(),
+            Scope::Namespace(namespace) => format!("all of namespace {namespace}"),
+            Scope::Workloads(_, labels) => format!("pods with {}", words(&labels)),
+        };
+        let mut facts = vec![fact("governs", scope, effect(policy))];
+        for (position, rule) in policy.spec.rules.iter().enumerate() {
+            let name = rule.name.clone().unwrap_or_else(|| position.to_string());
+            let parts = [("from", rule.from.len()), ("to", rule.to.len()), ("when", rule.when.len())];
+            let parts: Vec<String> =
+                parts.iter().filter(|(_, n)| *n > 0).map(|(part, n)| format!("{part}: {n}")).collect();
+            let detail = if parts.is_empty() { "fits everything".to_owned() } else { parts.join(", ") };
+            facts.push(fact("rule", name, detail));
+        }
+        let pods = self.pods.iter().filter(|pod| mesh_pod::is_injected(pod) && self.authorizes(policy, pod));
+        let before = facts.len();
+        facts.extend(pods.map(|pod| fact("pod", mesh_pod::full_name(pod), "enforced by its proxy")));
+        if facts.len() == before {
+            facts.push(fact("pod", "-", "it selects no pod of the mesh"));
+        }
+        Some(facts)
+    }
+
+    /// Whether an AuthorizationPolicy counts for a pod.
+    fn authorizes(&self, policy: &AuthorizationPolicy, pod: &Pod) -> bool {
+        self.within(&policy.namespace().unwrap_or_default(), policy.spec.selector.as_ref(), pod)
+    }
+
     /// Whether a PeerAuthentication's scope has the pod in it.
     fn reaches(&self, policy: &PeerAuthentication, pod: &Pod) -> bool {
+        self.within(&policy.namespace().unwrap_or_default(), policy.spec.selector.as_ref(), pod)
+    }
+
+    fn within(&self, of: &str, selector: Option<&Selector>, pod: &Pod) -> bool {
         let namespace = pod.namespace().unwrap_or_default();
-        match validate::scope(policy, &self.root) {
+        match validate::scope_of(Some(of), selector, &self.root) {
             Scope::Mesh => true,
             Scope::Namespace(n) => n == namespace,
             Scope::Workloads(n, labels) => n == namespace && carries(pod, &labels),

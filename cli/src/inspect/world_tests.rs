@@ -21,6 +21,17 @@ fn peer(namespace: &str, name: &str, selector: Value, mode: &str) -> PeerAuthent
     .unwrap()
 }
 
+fn authorizing(namespace: &str, name: &str, selector: Value) -> AuthorizationPolicy {
+    let mut spec =
+        json!({"action": "Deny", "dryRun": true, "rules": [{"name": "admin", "to": [{"ports": [80]}]}]});
+    if !selector.is_null() {
+        spec["selector"] = json!({"matchLabels": selector});
+    }
+    serde_json::from_value(json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": namespace}, "spec": spec}))
+    .unwrap()
+}
+
 fn world() -> World {
     World {
         root: "weft-system".into(),
@@ -51,6 +62,12 @@ fn world() -> World {
             peer("shop", "all", Value::Null, "Permissive"),
             peer("shop", "back", json!({"app": "back"}), "Strict"),
             peer("weft-system", "own", json!({"app": "back"}), "Disable"),
+        ],
+        authorization_policies: vec![
+            authorizing("shop", "admins", json!({"app": "back"})),
+            authorizing("shop", "nobody", json!({"app": "none"})),
+            authorizing("weft-system", "mesh", Value::Null),
+            authorizing("weft-system", "own", json!({"app": "back"})),
         ],
     }
 }
@@ -111,4 +128,20 @@ fn an_external_service_says_where_it_is() {
         detail(&facts, "external service", "api"),
         Some("api.example.com; ports 80 (Http1, TLS by the proxy); at the host, resolved by each proxy")
     );
+}
+
+#[test]
+fn all_authorization_policies_that_select_a_pod_are_named_and_each_says_what_it_selects() {
+    let facts = world().about_pod("back-1").unwrap();
+    let effect = Some("Deny, 1 rule(s), in dry run");
+    assert_eq!(detail(&facts, "authorization policy", "shop/admins"), effect);
+    assert_eq!(detail(&facts, "authorization policy", "weft-system/mesh"), effect);
+    assert_eq!(facts.iter().filter(|f| f.aspect == "authorization policy").count(), 2);
+    let facts = world().about_authorization_policy("admins").unwrap();
+    assert_eq!(detail(&facts, "governs", "pods with app=back"), effect);
+    assert_eq!(detail(&facts, "rule", "admin"), Some("to: 1"));
+    assert_eq!(detail(&facts, "pod", "shop/back-1"), Some("enforced by its proxy"));
+    let facts = world().about_authorization_policy("nobody").unwrap();
+    assert_eq!(detail(&facts, "pod", "-"), Some("it selects no pod of the mesh"));
+    assert!(world().about_authorization_policy("mesh").is_none(), "it belongs to another namespace");
 }
