@@ -126,6 +126,17 @@ fn what_a_schema_can_see_is_refused_with_field_and_remedy() {
                 json!({ "mtls": { "mode": "Strict" }, "portLevelMtls": { "80": { "mode": "Disable" } } }),
                 &["portLevelMtls", "selector"],
             ),
+            ("AuthorizationPolicy", json!({ "action": "Deny" }), &["does nothing", "add rules"]),
+            (
+                "AuthorizationPolicy",
+                json!({ "action": "Allow", "rules": [{ "to": [{ "paths": [{ "exact": "admin" }] }] }] }),
+                &["must begin with '/'"],
+            ),
+            (
+                "AuthorizationPolicy",
+                json!({ "action": "Allow", "rules": [{ "from": [{ "identities": ["spiffe://cluster.local/ns/shop*"] }] }] }),
+                &["identities[0]", "whole segments"],
+            ),
             (
                 "PeerAuthentication",
                 json!({ "selector": { "matchLabels": { "a": "b" } }, "mtls": { "mode": "Strict" }, "portLevelMtls": { "http": { "mode": "Disable" } } }),
@@ -196,6 +207,7 @@ fn kubectl_explain_reads_like_a_manual() {
             ("trafficpolicy.spec.rules.timeout", &["Default"]),
             ("trafficpolicy.spec.rules.retry.attempts", &["Default: 2"]),
             ("peerauthentication.spec.mtls.mode", &["Strict"]),
+            ("authorizationpolicy.spec.action", &["refused"]),
         ] {
             let text = ns.cluster.kubectl(&["explain", field])?;
             for word in words {

@@ -3,6 +3,7 @@
 
 mod abuse;
 mod admission;
+mod authorization;
 mod balancing;
 mod egress;
 mod faults;

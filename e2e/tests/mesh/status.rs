@@ -9,7 +9,7 @@ use weft_e2e::{App, Client, Injection, Namespace, eventually, scenario};
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn condition_is(
+pub fn condition_is(
     ns: &Namespace,
     kind: &str,
     name: &str,

@@ -1,0 +1,163 @@
+//! AuthorizationPolicy: who may ask whom for what, from kubectl to the refusal.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use weft_api::Reason;
+use weft_e2e::cluster::name;
+use weft_e2e::{App, Client, Injection, Namespace, eventually, scenario};
+
+use crate::status::condition_is;
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn authorize(ns: &Namespace, policy: &str, spec: &Value) -> Result<String> {
+    ns.apply_json(&json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": { "name": policy }, "spec": spec }))
+}
+
+fn caller(ns: &Namespace, account: &str) -> Value {
+    json!([{ "identities": [format!("spiffe://cluster.local/ns/{}/sa/{account}", ns.name)] }])
+}
+
+fn log_of(ns: &Namespace, app: &str) -> Result<String> {
+    let pod = ns.pod(&format!("app={app}"))?;
+    Ok(ns.cluster.logs(&ns.name, &name(&pod), "weft-proxy", 200))
+}
+
+/// One request whose path curl leaves as it is; its status and reason.
+fn raw_path(client: &Client<'_>, path: &str) -> Result<(String, String)> {
+    let url = format!("http://server{path}");
+    let command =
+        ["curl", "-s", "-m", "5", "--path-as-is", "-o", "/dev/null", "-D", "-", "-w", "\n%{http_code}", &url];
+    let printed = client.run_ended(&command)?.stdout;
+    let reason =
+        printed.lines().find_map(|line| line.strip_prefix("weft-reason: ")).unwrap_or_default().trim();
+    Ok((printed.lines().last().unwrap_or_default().to_owned(), reason.to_owned()))
+}
+
+#[test]
+fn only_whom_a_policy_names_gets_through_and_the_refusal_is_explained() {
+    scenario("authz", Injection::Label, |ns| {
+        App::new("server").deploy(ns)?;
+        let (front, other) = (Client::deploy(ns, "front")?, Client::deploy(ns, "other")?);
+        let outsider = super::strictness::outsider(ns)?;
+        front.get("http://server/")?.expect(200)?;
+        other.get("http://server/")?.expect(200)?;
+
+        let spec = json!({ "action": "Allow", "selector": { "matchLabels": { "app": "server" } },
+            "rules": [{ "name": "front", "from": caller(ns, "front") }] });
+        let applied = Instant::now();
+        authorize(ns, "server", &spec)?;
+        let refused = eventually("others are refused", SOON, || {
+            other.get("http://server/")?.expect_reason(403, Reason::PolicyDenied)
+        })?;
+        println!("from apply to the first refusal seen: {:?} at most", applied.elapsed());
+        ensure!(
+            !refused.to_string().contains("AuthorizationPolicy server"),
+            "the caller learns the policy: {refused}"
+        );
+        front.get("http://server/")?.expect(200)?;
+        eventually("the status counts the one proxy", SOON, || {
+            condition_is(ns, "authorizationpolicy", "server", "Accepted", "True", &[])?;
+            condition_is(ns, "authorizationpolicy", "server", "Programmed", "True", &["1 of 1"])
+        })?;
+        let log = log_of(ns, "server")?;
+        ensure!(
+            log.contains("no rule of the policies that allow something fits") && log.contains("/server"),
+            "the log does not name the policy: {log}"
+        );
+
+        // By the pod's own address it is the same proxy that decides.
+        let pod = ns.pod("app=server")?;
+        let ip = pod["status"]["podIP"].as_str().context("no address")?.to_owned();
+        other.get(&format!("http://{ip}:8080/"))?.expect_reason(403, Reason::PolicyDenied)?;
+        let from_outside = outsider.shell(&format!("curl -s -m 5 -o /dev/null -w '%{{http_code}}' -H 'weft-client-identity: spiffe://cluster.local/ns/{}/sa/front' http://server/", ns.name))?;
+        ensure!(from_outside.stdout.contains("403"), "plaintext got {}", from_outside.stdout);
+        // TCP too.
+        let echoed = front.run(&["/testapp", "tcp", "server:7000", "through"])?;
+        ensure!(echoed.contains("through"), "TCP of the one that may: {echoed}");
+        let refused = other.run_ended(&["/testapp", "tcp", "server:7000", "through"])?;
+        ensure!(!refused.stdout.contains("through"), "TCP of the one that may not: {}", refused.stdout);
+        // The kubelet's probes are not asked who they are.
+        std::thread::sleep(Duration::from_secs(4));
+        let ready = ns.cluster.ready_pods(&ns.name, "app=server")?;
+        ensure!(ready.len() == 1, "the server is not ready any more");
+
+        ns.delete("authorizationpolicy", "server")?;
+        eventually("all may again", SOON, || other.get("http://server/")?.expect(200).map(drop))
+    });
+}
+
+#[test]
+fn a_namespace_is_closed_by_one_policy_that_can_be_tried_first() {
+    scenario("authz-default", Injection::Label, |ns| {
+        App::new("server").deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        authorize(ns, "default-deny", &json!({ "action": "Allow", "dryRun": true }))?;
+        eventually("it is noted what would be refused", SOON, || {
+            client.get("http://server/tried")?.expect(200)?;
+            let log = log_of(ns, "server")?;
+            ensure!(log.contains("\"dry_run\":\"no rule of the policies"), "{log}");
+            Ok(())
+        })?;
+        authorize(ns, "default-deny", &json!({ "action": "Allow" }))?;
+        eventually("nobody gets in", SOON, || {
+            client.get("http://server/")?.expect_reason(403, Reason::PolicyDenied).map(drop)
+        })?;
+        authorize(
+            ns,
+            "own",
+            &json!({ "action": "Allow", "rules": [{ "from": [{ "namespaces": [ns.name] }] }] }),
+        )?;
+        eventually("the namespace's own do", SOON, || client.get("http://server/")?.expect(200).map(drop))?;
+        let secret = json!({ "action": "Deny", "rules": [{ "name": "secret", "to": [{ "paths": [{ "prefix": "/secret" }], "ports": [8080] }] }] });
+        authorize(ns, "secret", &secret)?;
+        eventually("what is denied stays denied", SOON, || {
+            client.get("http://server/secret/x")?.expect_reason(403, Reason::PolicyDenied).map(drop)
+        })?;
+        client.get("http://server/")?.expect(200)?;
+        let log = log_of(ns, "server")?;
+        let named = format!("\"policy\":\"{}/secret\",\"policy_rule\":\"secret\"", ns.name);
+        ensure!(log.contains(&named), "the log does not name the rule: {log}");
+        Ok(())
+    });
+}
+
+#[test]
+fn no_spelling_of_a_path_gets_around_a_policy() {
+    scenario("authz-paths", Injection::Label, |ns| {
+        App::new("server").deploy(ns)?;
+        let shell = Client::deploy_shell(ns, "shell")?;
+        let public = json!({ "action": "Allow", "rules": [{ "to": [{ "paths": [{ "prefix": "/public" }], "methods": ["GET"] }] }] });
+        authorize(ns, "public", &public)?;
+        eventually("only what is public", SOON, || {
+            let got = raw_path(&shell, "/admin")?;
+            ensure!(got == ("403".into(), "policy-denied".into()), "{got:?}");
+            Ok(())
+        })?;
+        ensure!(raw_path(&shell, "/public/a")?.0 == "200");
+        for path in [
+            "/public/../admin",
+            "/public/%2e%2e/admin",
+            "//admin",
+            "/%61dmin",
+            "/PUBLIC",
+            "/public/./../admin",
+        ] {
+            let got = raw_path(&shell, path)?;
+            ensure!(got == ("403".into(), "policy-denied".into()), "{path}: {got:?}");
+        }
+        for path in [
+            "/public/..%2fadmin",
+            "/public/..%5cadmin",
+            "/public/..;/admin",
+            "/public;x=1",
+            "/public/%00",
+            "/public/%zz",
+        ] {
+            let got = raw_path(&shell, path)?;
+            ensure!(got == ("400".into(), "bad-request".into()), "{path}: {got:?}");
+        }
+        Ok(())
+    });
+}
