@@ -298,9 +298,10 @@ impl Authorization {
         }
     }
 
-    fn fits(&self, target: usize, headers: &HeaderMap) -> bool {
+    /// Whether the conditions of its rule hold, each judged by `fits`.
+    fn holds(&self, target: usize, fits: impl Fn(&HeaderMatch) -> bool) -> bool {
         let rule = self.rule_of.get(target).and_then(|rule| self.rules.get(*rule as usize));
-        rule.is_some_and(|(_, when)| when.iter().all(|wanted| wanted.fits(headers)))
+        rule.is_some_and(|(_, when)| when.iter().all(fits))
     }
 
     fn named(&self, target: usize) -> Option<&Arc<Named>> {
@@ -436,8 +437,10 @@ impl Admitted {
         let own = &self.authorization;
         let host = host::of_request(asked.uri, asked.headers);
         own.targets.fitting(&self.targets, asked.method, host, path, |fitting| {
-            let fits = |target| own.fits(target, asked.headers);
-            own.judge(fitting, fits, fits)
+            // Of a header that is there several times, nobody knows which value the application reads.
+            let deny = |target| own.holds(target, |wanted| wanted.fits(asked.headers));
+            let allow = |target| own.holds(target, |wanted| wanted.fits_each(asked.headers));
+            own.judge(fitting, deny, allow)
         })
     }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use rand::Rng;
 use regex::Regex;
 use weft_api::{Identity, Reason};
@@ -304,13 +304,23 @@ impl PathMatch {
 }
 
 impl HeaderMatch {
+    /// Whether any of the values fits, of whatever bytes it is.
     pub(crate) fn fits(&self, headers: &HeaderMap) -> bool {
         if let ValueMatch::Present(wanted) = self.value {
             return headers.contains_key(&self.name) == wanted;
         }
-        let values = headers.get_all(&self.name).iter();
-        values.filter_map(|value| value.to_str().ok()).any(|value| self.value.fits(value))
+        headers.get_all(&self.name).iter().any(|value| self.value.fits(&text_of(value)))
     }
+
+    /// Whether there is one, and each fits: so does the one that the application reads, whichever of several that is.
+    pub(crate) fn fits_each(&self, headers: &HeaderMap) -> bool {
+        let each = || headers.get_all(&self.name).iter().all(|value| self.value.fits(&text_of(value)));
+        self.fits(headers) && (matches!(self.value, ValueMatch::Present(_)) || each())
+    }
+}
+
+fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+    value.to_str().map_or_else(|_| String::from_utf8_lossy(value.as_bytes()), Cow::Borrowed)
 }
 
 impl ValueMatch {

@@ -58,7 +58,7 @@ impl FromStr for Block {
         };
         let address: IpAddr = address.parse().map_err(|_| bad())?;
         let most = if address.is_ipv4() { 32 } else { 128 };
-        let length = match length {
+        let length: u8 = match length {
             None => most,
             Some(length) if length.bytes().all(|b| b.is_ascii_digit()) => {
                 length.parse().map_err(|_| bad())?

@@ -26,8 +26,8 @@ struct Call {
     caller: Option<Identity>,
     client: IpAddr,
     port: u16,
-    /// Method, host, path, value of `x-user`; `None`: opaque.
-    http: Option<(Method, &'static str, &'static str, Option<&'static str>)>,
+    /// Method, host, path, values of `x-user`; `None`: opaque.
+    http: Option<(Method, &'static str, &'static str, &'static [&'static str])>,
 }
 
 /// The definition, word for word: every condition of every rule of every policy.
@@ -70,9 +70,19 @@ mod naive {
         };
         let when = match &call.http {
             None => blind || rule.when.is_empty(),
-            Some((.., user)) => rule.when.iter().all(|m| m.fits(&headers(*user))),
+            Some((.., users)) => rule.when.iter().all(|m| when_holds(m, users, blind)),
         };
         any(&rule.from, |s| source(s, call)) && any(&rule.to, target) && when
+    }
+
+    /// What is refused by any value is allowed by all of them only.
+    fn when_holds(wanted: &HeaderMatch, users: &[&str], any: bool) -> bool {
+        match &wanted.value {
+            ValueMatch::Present(present) => *present != users.is_empty(),
+            ValueMatch::Exact(text) if any => users.iter().any(|user| user == text),
+            ValueMatch::Exact(text) => !users.is_empty() && users.iter().all(|user| user == text),
+            other => panic!("{other:?} is not among the policies"),
+        }
     }
 
     fn looks_at_paths(policies: &[&Policy], call: &Call) -> bool {
@@ -101,8 +111,12 @@ mod naive {
     }
 }
 
-fn headers(user: Option<&'static str>) -> HeaderMap {
-    user.map(|user| ("x-user".parse().unwrap(), HeaderValue::from_static(user))).into_iter().collect()
+fn headers(users: &[&'static str]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for user in users {
+        headers.append("x-user", HeaderValue::from_static(user));
+    }
+    headers
 }
 
 fn authorization(policies: &[Policy]) -> Arc<Authorization> {
@@ -111,8 +125,8 @@ fn authorization(policies: &[Policy]) -> Arc<Authorization> {
 
 fn ask(authorization: &Arc<Authorization>, call: &Call) -> Verdict {
     let admitted = authorization.admit(call.caller.as_ref(), call.client, call.port);
-    let Some((method, host, path, user)) = &call.http else { return admitted.opaque() };
-    let (uri, mut headers) = (path.parse().unwrap(), headers(*user));
+    let Some((method, host, path, users)) = &call.http else { return admitted.opaque() };
+    let (uri, mut headers) = (path.parse().unwrap(), headers(users));
     headers.insert("host", HeaderValue::from_static(host));
     admitted.request(&Asked { method, uri: &uri, headers: &headers }).verdict
 }
@@ -184,7 +198,7 @@ fn call() -> impl Strategy<Value = Call> {
         select(vec![Method::GET, Method::POST]),
         select(vec!["back", "x.shop:80", "BACK.shop", ".shop", "elsewhere"]),
         select(PATHS.to_vec()),
-        select(vec![None, Some("ann"), Some("bob")]),
+        select(vec![&[][..], &["ann"], &["bob"], &["ann", "bob"]]),
     );
     (
         caller,
@@ -248,7 +262,7 @@ fn get(path: &'static str) -> Call {
         caller: Some(CALLERS[0].parse().unwrap()),
         client: [10, 1, 2, 3].into(),
         port: 80,
-        http: Some((Method::GET, "back", path, None)),
+        http: Some((Method::GET, "back", path, &[])),
     }
 }
 
@@ -322,7 +336,7 @@ fn many(count: usize) -> Vec<Policy> {
 fn cost(policies: &[Policy]) -> Duration {
     let authorization = authorization(policies);
     let admitted = authorization.admit(Some(&CALLERS[0].parse().unwrap()), [10, 0, 0, 1].into(), 80);
-    let headers = headers(Some("ann"));
+    let headers = headers(&["ann"]);
     let uris: Vec<Uri> =
         ["/api/v1/things-0/7", "/users/8/items-0", "/nothing/of/it"].map(|p| p.parse().unwrap()).into();
     let round = || {

@@ -22,7 +22,7 @@ use super::incoming::Incoming;
 use super::pool::Destination;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
-use crate::authorize::{self, Admitted, Authorization, Verdict};
+use crate::authorize::{self, Admitted, Authorization};
 use crate::error::Error;
 use crate::limit::key::Asked;
 use crate::limit::{Limits, Verdict};
@@ -181,7 +181,7 @@ impl Inbound {
 
     /// What the policies say of a request. One whose path an application might read differently from them goes on with the
     /// path that was judged.
-    fn ask(&self, policies: &Arc<Authorization>, request: &mut Request<Incoming>) -> Verdict {
+    fn ask(&self, policies: &Arc<Authorization>, request: &mut Request<Incoming>) -> authorize::Verdict {
         let asked =
             authorize::Asked { method: request.method(), uri: request.uri(), headers: request.headers() };
         let authorize::Judged { verdict, path } = self.admitted(policies).request(&asked);

@@ -218,7 +218,7 @@ fn the_documentation_lists_every_metric_and_no_other() {
     metrics.hedge("shop/back:80", Retried::Sent);
     metrics.hedge_won("shop/back:80");
     metrics.mirrored("shop/back:80", Mirrored::Answered);
-    metrics.ejection("shop/back:80", Verdict::Ejected(Cause::Connect, Duration::from_secs(1)));
+    metrics.ejection("shop/back:80", outlier::Verdict::Ejected(Cause::Connect, Duration::from_secs(1)));
     metrics.ejected(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
     metrics.adaptive([("shop/back:80", 10)].into_iter());
     metrics.checked("shop/back:80", "passed");

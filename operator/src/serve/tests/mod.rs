@@ -103,6 +103,7 @@ impl Operator {
             Object::MeshService(o) => store.apply(Change::Apply(o)),
             Object::Policy(o) => store.apply(Change::Apply(o)),
             Object::Authentication(o) => store.apply(Change::Apply(o)),
+            Object::Authorization(o) => store.apply(Change::Apply(o)),
         }
     }
 
