@@ -201,7 +201,8 @@ pub struct Target {
     pub paths: Vec<Path>,
     /// gRPC services by their full names, `shop.Orders`, or single methods of them, `shop.Orders/Buy`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    // Shorter than hosts are: the API server reckons with what the expression costs at the most.
+    #[schemars(length(max = 16), inner(length(min = 1, max = 200)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
         validation = Rule::new("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_.]*(/[A-Za-z_][A-Za-z0-9_]*)?$'))").message(
@@ -244,7 +245,8 @@ pub struct Path {
     pub template: Option<String>,
 }
 
-/// A header, and exactly one of the four conditions. Of a header that comes more than once, one value that fits is enough.
+/// A header, and exactly one of the four conditions. Of a header that comes more than once, one value that fits is enough to
+/// `Deny` and to `Audit`; to `Allow`, each has to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(

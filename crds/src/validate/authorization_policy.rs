@@ -103,7 +103,17 @@ fn bad_path(path: &Path) -> Option<String> {
             "`{part}` can be in no path that is compared, because requests with it are refused: remove it"
         ));
     }
-    let rest = text.strip_prefix('/').unwrap_or(text);
+    let Some(bytes) = decoded(text.as_bytes()) else {
+        return Some("has a percent sign that begins no escape: write %25 for the sign itself".into());
+    };
+    let escapes = std::str::from_utf8(&bytes).ok().filter(|decoded| !decoded.contains(char::is_control));
+    let Some(decoded) = escapes else {
+        return Some(
+            "has control characters or escapes that are not UTF-8, and requests with them are refused: remove them"
+                .into(),
+        );
+    };
+    let rest = decoded.strip_prefix('/').unwrap_or(decoded);
     let count = rest.split('/').count();
     let misplaced = |(at, segment): (usize, &str)| match segment {
         "." | ".." => true,
@@ -115,12 +125,6 @@ fn bad_path(path: &Path) -> Option<String> {
             "has empty or dot segments, which no path has when it is compared: write it without".into(),
         );
     }
-    let escapes = text.match_indices('%').all(|(at, _)| {
-        text.as_bytes().get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    });
-    if !escapes {
-        return Some("has a percent sign that begins no escape: write %25 for the sign itself".into());
-    }
     let template = path.template.as_ref()?;
     let named = |segment: &&str| segment.contains(['{', '}']);
     let mut names = template.split('/').filter(named);
@@ -130,6 +134,22 @@ fn bad_path(path: &Path) -> Option<String> {
     };
     (!names.all(whole))
         .then(|| "template may have {name} only as a whole segment: write for example /users/{id}".into())
+}
+
+/// With its escapes decoded; `None`: a percent sign begins none.
+fn decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+        bytes.push(u8::try_from(digit(0)? * 16 + digit(1)?).ok()?);
+        rest = &after[2..];
+    }
+    Some(bytes)
 }
 
 /// As the proxy reads it.
@@ -177,6 +197,7 @@ mod tests {
             json!({"prefix": "/a/"}),
             json!({"template": "/users/{id}/x%20y"}),
             json!({"exact": "/a.b/..c"}),
+            json!({"exact": "/caf%c3%a9/%3B"}),
         ] {
             assert_eq!(fields(json!({"to": [{"paths": [good]}]})), Vec::<String>::new(), "{good}");
         }
@@ -188,6 +209,10 @@ mod tests {
             json!({"exact": "/a%2Fb"}),
             json!({"exact": "/a;b"}),
             json!({"exact": "/100%"}),
+            json!({"exact": "/a%00"}),
+            json!({"prefix": "/%ff"}),
+            json!({"prefix": "/a/%2e%2E"}),
+            json!({"template": "/{a}/%2e/b"}),
             json!({"template": "/a{b}"}),
             json!({"template": "/{}"}),
         ] {

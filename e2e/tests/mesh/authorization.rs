@@ -161,3 +161,69 @@ fn no_spelling_of_a_path_gets_around_a_policy() {
         Ok(())
     });
 }
+
+#[test]
+fn every_condition_of_a_rule_counts() {
+    scenario("authz-fields", Injection::Label, |ns| {
+        App::new("server").deploy(ns)?;
+        let client = Client::deploy(ns, "client")?;
+        let cannot_be = json!({ "ipBlocks": ["192.0.2.0/24"], "namespaces": [ns.name] });
+        let spec = json!({ "action": "Allow", "dryRun": false, "selector": { "matchLabels": { "app": "server" } }, "rules": [
+            { "name": "web",
+              "from": [{ "identities": ["*/sa/client"], "namespaces": [ns.name], "ipBlocks": ["0.0.0.0/0", "::/0"] }],
+              "to": [{ "hosts": ["server"], "ports": [8080], "methods": ["GET"],
+                       "paths": [{ "exact": "/exact" }, { "prefix": "/below" }, { "template": "/users/{id}" }] }],
+              "when": [{ "header": "x-tenant", "exact": "a" }, { "header": "x-trace", "prefix": "t-" },
+                       { "header": "x-build", "regex": "[0-9]+" }, { "header": "x-debug", "present": false }] },
+            { "name": "nowhere", "from": [cannot_be], "to": [{ "paths": [{ "prefix": "/nowhere" }] }] },
+            { "name": "rpc", "to": [{ "services": ["grpc.testing.TestService/UnaryCall"], "ports": [9000] }] } ] });
+        authorize(ns, "server", &spec)?;
+        let fits = ["-H", "x-tenant: a", "-H", "x-trace: t-1", "-H", "x-build: 77"];
+        eventually("what no rule fits is refused", SOON, || {
+            client
+                .get_with("http://server/nowhere", &fits)?
+                .expect_reason(403, Reason::PolicyDenied)
+                .map(drop)
+        })?;
+        for path in ["/exact", "/below/that", "/users/7?all=1"] {
+            client.get_with(&format!("http://server{path}"), &fits)?.expect(200)?;
+        }
+        for path in ["/exact/x", "/belo", "/users", "/users/7/x"] {
+            let reply = client.get_with(&format!("http://server{path}"), &fits)?;
+            reply.expect_reason(403, Reason::PolicyDenied)?;
+        }
+        let but = |more: &[&'static str]| -> Result<()> {
+            let all = [&fits[..], more].concat();
+            client.get_with("http://server/exact", &all)?.expect_reason(403, Reason::PolicyDenied).map(drop)
+        };
+        but(&["-X", "POST"])?;
+        but(&["-H", "host: other"])?;
+        but(&["-H", "x-debug: 1"])?;
+        // Which of several values the application reads, nobody knows.
+        but(&["-H", "x-tenant: b"])?;
+        for (at, wrong) in [(1, "x-tenant: b"), (3, "x-trace: 1"), (5, "x-build: 7a")] {
+            let mut without = fits;
+            without[at] = wrong;
+            let reply = client.get_with("http://server/exact", &without)?;
+            reply.expect_reason(403, Reason::PolicyDenied)?;
+        }
+        let call = || -> Result<Value> {
+            let printed = client.run(&["/testapp", "grpc", "server:9000", "--json", "-n", "1"])?;
+            Ok(serde_json::from_str(printed.trim())?)
+        };
+        let calls = call()?;
+        ensure!(calls["errors"].as_object().is_some_and(serde_json::Map::is_empty), "{calls}");
+        let mut other = spec.clone();
+        other["rules"][2]["to"][0]["services"] = json!(["grpc.testing.TestService/EmptyCall"]);
+        authorize(ns, "server", &other)?;
+        eventually("another method is refused in gRPC's own way", SOON, || {
+            let calls = call()?;
+            ensure!(calls["errors"].to_string().contains("PermissionDenied"), "{calls}");
+            ensure!(calls["reasons"][Reason::PolicyDenied.as_str()] == 1, "{calls}");
+            Ok(())
+        })?;
+        let log = log_of(ns, "server")?;
+        ensure!(log.contains("policy-denied"), "{log}");
+        Ok(())
+    });
+}

@@ -211,7 +211,12 @@ fn the_documentation_lists_every_metric_and_no_other() {
         .collect();
     let metrics = Metrics::new();
     // A family is shown once it has a member.
-    metrics.request(&RequestRecord { reason: Some(Reason::BreakerOpen), ..record() });
+    let judged = Verdict { refused: Some(Refusal::NoneAllows("shop/a".into())), ..Verdict::default() };
+    metrics.request(&RequestRecord {
+        reason: Some(Reason::BreakerOpen),
+        authorization: judged.noted(),
+        ..record()
+    });
     metrics.tcp(&opaque());
     metrics.refusal(Direction::Inbound, Reason::Overloaded);
     metrics.retry("shop/back:80", Retried::Sent);

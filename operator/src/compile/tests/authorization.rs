@@ -1,6 +1,8 @@
 //! Tests of `compile` (authorization): no cluster, nothing but what they make themselves.
 
-use serde_json::{Value, json};
+use serde_json::json;
+use weft_api::v1::authorization_condition::Of;
+use weft_api::v1::header_match::Value;
 use weft_api::v1::{self, AuthorizationAction as Action, authorization_path::Path};
 
 use super::shop;
@@ -17,7 +19,7 @@ fn names(index: &Index, key: &str) -> Vec<String> {
     policies.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect()
 }
 
-fn selecting(app: &str) -> Value {
+fn selecting(app: &str) -> serde_json::Value {
     json!({ "action": "Deny", "selector": { "matchLabels": { "app": app } }, "rules": [{}] })
 }
 
@@ -70,7 +72,7 @@ fn every_field_is_told_to_the_proxy() {
           "from": [{ "identities": ["*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"] }],
           "to": [{ "hosts": ["back"], "ports": [8080], "methods": ["GET"], "paths": [{ "exact": "/a" }, { "prefix": "/b" }, { "template": "/u/{id}" }] },
                  { "services": ["shop.Orders", "shop.Orders/Buy"] }],
-          "when": [{ "header": "X-User", "prefix": "a" }] },
+          "when": [{ "header": "X-User", "prefix": "a" }, { "header": "x-a", "exact": "1" }, { "header": "x-b", "regex": "1+" }, { "header": "x-c", "present": false }] },
         {} ] });
     let mut index = index_of(shop());
     authorization("shop/p", 1, spec).apply(&mut index);
@@ -94,10 +96,19 @@ fn every_field_is_told_to_the_proxy() {
         (&rule.to[0].hosts[0], rule.to[0].ports[0], &rule.to[0].methods[0]),
         (&"back".into(), 8080, &"GET".into())
     );
-    let Some(v1::authorization_condition::Of::Header(header)) = &rule.when[0].of else { panic!("{rule:?}") };
-    assert_eq!(
-        (header.name.as_str(), &header.value),
-        ("x-user", &Some(v1::header_match::Value::Prefix("a".into())))
-    );
+    let headers: Vec<_> = rule
+        .when
+        .iter()
+        .map(|condition| match condition.of.clone().unwrap() {
+            Of::Header(header) => (header.name, header.value.unwrap()),
+        })
+        .collect();
+    let given = [
+        ("x-user", Value::Prefix("a".into())),
+        ("x-a", Value::Exact("1".into())),
+        ("x-b", Value::Regex("1+".into())),
+        ("x-c", Value::Present(false)),
+    ];
+    assert_eq!(headers, given.map(|(name, value)| (name.to_owned(), value)));
     assert_eq!(policy.rules[1], v1::AuthorizationRule { name: "1".into(), ..Default::default() });
 }
