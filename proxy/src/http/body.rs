@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::clock::Activity;
 use super::guard::Phase;
+use super::headers;
 use super::incoming::{Broken, Incoming};
 
 /// Why a body ended before its time.
@@ -298,6 +299,14 @@ impl View {
                 state.end();
                 return Poll::Ready(None);
             }
+        };
+        // Some servers make headers of them.
+        let frame = match frame.into_trailers() {
+            Ok(mut trailers) => {
+                headers::state_identity(&mut trailers, None);
+                Frame::trailers(trailers)
+            }
+            Err(frame) => frame,
         };
         let ended = incoming.is_end_stream();
         if state.tee.is_some() {

@@ -11,7 +11,7 @@ use crate::apps;
 use crate::clients::{Got, Http1, Http2, fetch, get, post, raw};
 use crate::world::{Mesh, Node, identity};
 
-fn policy(name: &str, action: Action, rules: Vec<v1::AuthorizationRule>) -> v1::AuthorizationPolicy {
+pub fn policy(name: &str, action: Action, rules: Vec<v1::AuthorizationRule>) -> v1::AuthorizationPolicy {
     v1::AuthorizationPolicy {
         namespace: "shop".into(),
         name: name.into(),
@@ -21,7 +21,7 @@ fn policy(name: &str, action: Action, rules: Vec<v1::AuthorizationRule>) -> v1::
     }
 }
 
-fn enforce(node: &Node, policies: Vec<v1::AuthorizationPolicy>) {
+pub fn enforce(node: &Node, policies: Vec<v1::AuthorizationPolicy>) {
     enforce_with(node, policies, |_| {});
 }
 
@@ -32,16 +32,16 @@ fn enforce_with(node: &Node, policies: Vec<v1::AuthorizationPolicy>, change: imp
     });
 }
 
-fn from(account: &str) -> v1::AuthorizationSource {
+pub fn from(account: &str) -> v1::AuthorizationSource {
     v1::AuthorizationSource { identities: vec![identity(account).to_string()], ..Default::default() }
 }
 
-fn to(paths: &[Path]) -> v1::AuthorizationTarget {
+pub fn to(paths: &[Path]) -> v1::AuthorizationTarget {
     let path = |path: &Path| v1::AuthorizationPath { path: Some(path.clone()) };
     v1::AuthorizationTarget { paths: paths.iter().map(path).collect(), ..Default::default() }
 }
 
-fn rule(from: Vec<v1::AuthorizationSource>, to: Vec<v1::AuthorizationTarget>) -> v1::AuthorizationRule {
+pub fn rule(from: Vec<v1::AuthorizationSource>, to: Vec<v1::AuthorizationTarget>) -> v1::AuthorizationRule {
     v1::AuthorizationRule { name: "0".into(), from, to, when: Vec::new() }
 }
 
@@ -53,7 +53,7 @@ fn no_admin() -> Vec<v1::AuthorizationPolicy> {
     vec![policy("admin", Action::Deny, vec![rule(vec![], vec![to(&[Path::Prefix("/admin".into())])])])]
 }
 
-fn said(got: &Got) -> (u16, &str) {
+pub fn said(got: &Got) -> (u16, &str) {
     (got.status.as_u16(), got.reason())
 }
 
