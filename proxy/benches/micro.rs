@@ -20,6 +20,9 @@ use weft_proxy::route;
 use weft_proxy::snapshot::Snapshot;
 use weft_proxy::store::SnapshotStore;
 
+#[path = "micro/authorization.rs"]
+mod authorization;
+
 /// Says how much each step takes from the heap, too.
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
