@@ -12,19 +12,17 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use hyper::client::conn::{TrySendError, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 use weft_api::Reason;
 
-use super::body::{Outgoing, Source};
+use super::body::Source;
 use super::grpc_timeout::{self, GRPC_TIMEOUT};
 use super::http1::upstream::{self, Connection};
+use super::http2;
 use super::incoming::Incoming;
 use super::patience;
 use super::pool::{Destination, Host, Lent, Stream};
-use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW};
 use crate::breaker::{Breaker, Permit};
 use crate::connect::Counted;
 use crate::error::{Error, find};
@@ -33,11 +31,6 @@ use crate::retry::Failed;
 use crate::tls::Alpn;
 use crate::worker::Worker;
 
-/// Response heads up to this size are taken.
-const MAX_RESPONSE_HEAD: usize = 64 * 1024;
-/// HTTP/2 connections with requests under way are asked for a sign of life this often.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A response that nobody gets is read when it has no more bytes than this, and ends within this time.
 const MAX_DISCARDED: u64 = 16 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -118,13 +111,13 @@ pub(crate) async fn send(
                 let (stream, reused) = http2(worker, &host, to, fresh, template, elsewhere)
                     .await
                     .map_err(Failure::of_connect)?;
-                let sending = stream.0.sender.clone().try_send_request(template.request());
+                let connection = &stream.0.connection;
+                let sending = connection.send(template.request(), template.body.open());
                 let sent = answered(worker, to, template, elsewhere, stream.0.watched.clone(), sending).await;
-                if sent.as_ref().is_some_and(Result::is_err) && stream.0.sender.is_closed() {
+                if sent.as_ref().is_some_and(Result::is_err) && connection.is_closed() {
                     host.retire(&stream.0);
                 }
-                let sent = sent.map(|sent| sent.map(|got| got.map(Incoming::Hyper)).map_err(classify));
-                (sent, reused, Held::Http2(stream))
+                (sent.map(|sent| sent.map_err(classify)), reused, Held::Http2(stream))
             }
         };
         let failure = match sent {
@@ -208,8 +201,8 @@ impl Template {
         Cow::Owned(headers)
     }
 
-    fn request(&self) -> Request<Outgoing> {
-        let mut request = Request::new(self.body.open());
+    fn request(&self) -> Request<()> {
+        let mut request = Request::new(());
         request.method_mut().clone_from(&self.method);
         request.uri_mut().clone_from(&self.uri);
         *request.headers_mut() = self.head().into_owned();
@@ -320,21 +313,9 @@ async fn dial_http2(
 
 async fn begin_http2(host: &Rc<Host>, io: Counted, to: &Destination) -> Result<Stream, Error> {
     let watched = io.watched();
-    let (sender, connection) = http2::Builder::new(LocalExec)
-        .timer(TokioTimer::new())
-        .max_header_list_size(MAX_RESPONSE_HEAD as u32)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|e| Error::new(Reason::ConnectFailed, e))?;
-    spawn_local(async move {
-        let _ = connection.await;
-    });
-    Ok(host.opened_http2(sender, watched, to))
+    let connection = http2::upstream::Connection::open(io).await;
+    let connection = connection.map_err(|e| Error::new(Reason::ConnectFailed, e))?;
+    Ok(host.opened_http2(connection, watched, to))
 }
 
 /// What a request that found no connection may use.
@@ -390,17 +371,15 @@ impl Destination {
     }
 }
 
-fn classify(mut sent: TrySendError<Request<Outgoing>>) -> Failure {
-    let unwritten = sent.take_message().is_some();
-    let error = sent.into_error();
-    let (failed, reason) = if unwritten || refused_by_http2(&error) {
-        (Failed::Untouched, Reason::UpstreamReset)
-    } else if error.is_parse() {
-        (Failed::Reset, Reason::UpstreamProtocol)
-    } else if error.source().is_some_and(|cause| find::<super::body::BodyError>(cause).is_some()) {
-        (Failed::Reset, Reason::BadRequest)
-    } else {
-        of_connection(&error)
+/// What a request on a stream has failed of.
+fn classify(failed: http2::upstream::Failed) -> Failure {
+    let (error, (failed, reason)) = match failed {
+        http2::upstream::Failed::Unsent(e) => (e, (Failed::Untouched, Reason::UpstreamReset)),
+        http2::upstream::Failed::Broken(e) if refused(&e) => (e, (Failed::Untouched, Reason::UpstreamReset)),
+        http2::upstream::Failed::Broken(e) => {
+            let kind = of_connection(&e);
+            (e, kind)
+        }
     };
     Failure { failed, error: Error::new(reason, error) }
 }
@@ -432,10 +411,8 @@ fn is_reset_of_stream(failure: &Failure) -> bool {
 }
 
 /// RFC 9113 section 8.7: such a request was not processed.
-fn refused_by_http2(error: &hyper::Error) -> bool {
-    find::<h2::Error>(error).is_some_and(|e| {
-        let graceful = e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR);
-        let refused = e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
-        e.is_remote() && (graceful || refused)
-    })
+fn refused(error: &h2::Error) -> bool {
+    let graceful = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (graceful || refused)
 }

@@ -152,6 +152,23 @@ pub fn to_https(uri: &mut Uri) {
     *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
+/// Removes what HTTP/2 cannot say of a connection (RFC 9113 section 8.2.2), for heads that the configuration has added to.
+pub fn for_http2(headers: &mut HeaderMap) {
+    let mut found = headers.keys().filter(|name| is_hop_by_hop(name)).peekable();
+    if found.peek().is_none() {
+        return;
+    }
+    let only_te = found.all(|name| *name == TE);
+    let trailers = headers.get(TE).is_some_and(|te| te == TRAILERS);
+    if only_te && trailers {
+        return;
+    }
+    remove_hop_by_hop(headers);
+    if trailers {
+        headers.insert(TE, TRAILERS);
+    }
+}
+
 /// Makes a response's head fit for the client.
 pub fn forward_response(headers: &mut HeaderMap) {
     if headers.keys().any(is_hop_by_hop) {

@@ -13,6 +13,7 @@ pub mod headers;
 mod hedge;
 mod hold;
 pub mod http1;
+pub(crate) mod http2;
 pub(crate) mod inbound;
 pub mod incoming;
 mod judge;
@@ -27,26 +28,3 @@ pub(crate) mod server;
 mod upgrade;
 
 pub use client::Wire;
-
-/// Bytes of one HTTP/2 stream that are taken before its reader has read them (RFC 9113 section 5.2). More than the network
-/// within a cluster holds.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same of a whole connection: for as many streams as a proxy puts on one, so that those which nobody reads cannot take
-/// the others' share.
-const CONNECTION_WINDOW: u32 = pool::MAX_STREAMS * STREAM_WINDOW;
-/// Bytes of one stream that wait to be sent.
-const SEND_BUFFER: usize = STREAM_WINDOW as usize;
-
-/// Runs hyper's tasks on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExec;
-
-impl<F> hyper::rt::Executor<F> for LocalExec
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}

@@ -13,13 +13,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fnv::FnvBuildHasher;
-use hyper::client::conn::http2;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use weft_api::Identity;
 
-use super::body::Outgoing;
 use super::http1::upstream::Connection;
+use super::http2;
 use crate::error::Error;
 use crate::lost::Socket;
 use crate::originate::Originate;
@@ -157,9 +156,8 @@ struct Idle {
 
 /// An HTTP/2 connection.
 pub(crate) struct Shared {
-    pub(crate) sender: http2::SendRequest<Outgoing>,
+    pub(crate) connection: http2::upstream::Connection,
     pub(crate) watched: Option<Socket>,
-    streams: Cell<u32>,
     requests_left: Cell<u32>,
     idle_timeout: Duration,
     idle_since: Cell<Instant>,
@@ -194,7 +192,7 @@ impl Pool {
                 return false;
             }
             host.http1.borrow_mut().retain(|idle| idle.usable(now));
-            host.http2.borrow_mut().retain(|shared| shared.usable(now) || shared.streams.get() > 0);
+            host.http2.borrow_mut().retain(|shared| shared.usable(now) || shared.connection.streams.get() > 0);
             let empty = host.http1.borrow().is_empty() && host.http2.borrow().is_empty();
             // An app's host has nothing else to be kept for.
             !(empty && Rc::strong_count(host) == 1)
@@ -205,7 +203,7 @@ impl Pool {
     pub(crate) fn shed(&self) {
         for host in self.hosts.borrow().values() {
             host.http1.borrow_mut().clear();
-            host.http2.borrow_mut().retain(|shared| shared.streams.get() > 0);
+            host.http2.borrow_mut().retain(|shared| shared.connection.streams.get() > 0);
         }
         self.freed.notify_waiters();
     }
@@ -278,22 +276,21 @@ impl Host {
     pub(crate) fn shared_http2(&self, room: bool) -> Option<Stream> {
         let now = Instant::now();
         let mut connections = self.http2.borrow_mut();
-        connections.retain(|shared| shared.usable(now) || shared.streams.get() > 0);
+        connections.retain(|shared| shared.usable(now) || shared.connection.streams.get() > 0);
         let usable = connections.iter().filter(|shared| shared.usable(now));
-        let least = usable.min_by_key(|shared| shared.streams.get())?;
-        (!room || least.streams.get() < MAX_STREAMS).then(|| Stream::on(least))
+        let least = usable.min_by_key(|shared| shared.connection.streams.get())?;
+        (!room || least.connection.streams.get() < MAX_STREAMS).then(|| Stream::on(least))
     }
 
     pub(crate) fn opened_http2(
         &self,
-        sender: http2::SendRequest<Outgoing>,
+        connection: http2::upstream::Connection,
         watched: Option<Socket>,
         to: &Destination,
     ) -> Stream {
         let shared = Rc::new(Shared {
-            sender,
+            connection,
             watched,
-            streams: Cell::new(0),
             requests_left: Cell::new(to.max_requests()),
             idle_timeout: to.idle_timeout(),
             idle_since: Cell::new(Instant::now()),
@@ -327,7 +324,7 @@ impl Host {
     fn evict_http2(&self) -> bool {
         let mut connections = self.http2.borrow_mut();
         let before = connections.len();
-        if let Some(at) = connections.iter().position(|shared| shared.streams.get() == 0) {
+        if let Some(at) = connections.iter().position(|shared| shared.connection.streams.get() == 0) {
             connections.swap_remove(at);
         }
         connections.len() < before
@@ -356,14 +353,14 @@ impl Idle {
 
 impl Shared {
     fn usable(&self, now: Instant) -> bool {
-        let idle = self.streams.get() == 0 && now.duration_since(self.idle_since.get()) >= self.idle_timeout;
-        !idle && self.requests_left.get() > 0 && !self.sender.is_closed()
+        let idle = self.connection.streams.get() == 0 && now.duration_since(self.idle_since.get()) >= self.idle_timeout;
+        !idle && self.requests_left.get() > 0 && !self.connection.is_closed()
     }
 }
 
 impl Stream {
     fn on(shared: &Rc<Shared>) -> Self {
-        shared.streams.set(shared.streams.get() + 1);
+        shared.connection.streams.set(shared.connection.streams.get() + 1);
         shared.requests_left.set(shared.requests_left.get().saturating_sub(1));
         Self(Rc::clone(shared))
     }
@@ -371,7 +368,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        let streams = &self.0.connection.streams;
+        streams.set(streams.get().saturating_sub(1));
         self.0.idle_since.set(Instant::now());
     }
 }

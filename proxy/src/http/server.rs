@@ -1,5 +1,5 @@
 //! Reads requests from a client's connection and writes the responses of a handler, until either side is done or the
-//! proxy drains. Bounded in every direction: head size and time, streams at the same time, resets. It handles nothing.
+//! proxy drains: of HTTP/1 what `http1::plain` leaves to hyper. Bounded in every direction. It handles nothing.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -24,13 +24,11 @@ use super::exchange::Served;
 use super::guard::{Guard, Phase};
 use super::http1::plain;
 use super::incoming::Incoming;
-use super::{CONNECTION_WINDOW, LocalExec, SEND_BUFFER, STREAM_WINDOW, headers, reply};
+use super::{headers, http2, reply};
 use crate::error::{Error, find};
 
 /// A request's head may have this size.
 const MAX_HEAD: usize = 64 * 1024;
-/// Requests at the same time on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 1000;
 
 /// Handles one request.
 pub(crate) trait Handler: 'static {
@@ -77,7 +75,10 @@ where
                 None => Ok(()),
             }
         }
-        Wire::Http2 => Box::pin(serve_http2(io, handler, leave)).await,
+        Wire::Http2 => {
+            let draining = wait_for(leave.map(|leave| Leave { patience: Duration::ZERO, ..leave }), || {});
+            Box::pin(http2::serve::serve(io, handler, draining)).await
+        }
     }
 }
 
@@ -147,45 +148,6 @@ where
     }
     // Broken off by the client, or by us within a response, which has its own record.
     Ok(())
-}
-
-async fn serve_http2<IO, H>(io: IO, handler: Rc<H>, leave: Option<Leave<'_>>) -> Result<(), Error>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Handler,
-{
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        // Boxed: hyper moves it about on its way into a task of its own, and it is large.
-        let handled = Box::pin(Rc::clone(&handler).handle(request.map(Incoming::Hyper), Wire::Http2));
-        async move { Ok::<_, Infallible>(handled.await) }
-    });
-    let connection = http2::Builder::new(LocalExec)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(MAX_HEAD as u32)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
-    let draining = wait_for(leave.map(|leave| Leave { patience: Duration::ZERO, ..leave }), || {});
-    let mut draining = pin!(draining);
-    let mut told = false;
-    let ended = poll_fn(|cx| {
-        if !told && draining.as_mut().poll(cx).is_ready() {
-            told = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx)
-    })
-    .await;
-    match ended {
-        Err(e) if find::<h2::Error>(&e).is_some_and(|e| !e.is_io() && !e.is_remote()) => {
-            Err(Error::new(Reason::BadRequest, e))
-        }
-        _ => Ok(()),
-    }
 }
 
 async fn wait_for(leave: Option<Leave<'_>>, begun: impl FnOnce()) {
