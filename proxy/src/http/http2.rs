@@ -6,6 +6,7 @@ pub(crate) mod alive;
 pub(crate) mod body;
 pub(crate) mod pipe;
 pub(crate) mod serve;
+mod turn;
 pub(crate) mod upstream;
 
 use super::pool;

@@ -2,7 +2,7 @@
 //! breaks off resets the stream, for the reason that it gives. It keeps nothing of what was sent.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -18,6 +18,8 @@ pub(super) struct Pipe<B> {
     to: SendStream<Bytes>,
     // Taken, and not sent for want of room; whether it is the last of it.
     waiting: Option<(Bytes, bool)>,
+    // The stream would wake whoever waits here.
+    listening: bool,
 }
 
 /// The stream is over, or its connection.
@@ -35,7 +37,7 @@ where
     B::Error: std::error::Error + 'static,
 {
     pub(super) const fn new(body: B, to: SendStream<Bytes>) -> Self {
-        Self { body, to, waiting: None }
+        Self { body, to, waiting: None, listening: true }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
@@ -61,6 +63,7 @@ where
                             }
                             continue;
                         }
+                        self.listen_no_more()?;
                         // A byte: what is in hand is asked for when it is sent, and a stream that has nothing to send keeps
                         // no part of the connection's window from the others.
                         self.to.reserve_capacity(1);
@@ -84,6 +87,17 @@ where
                 }
             }
         }
+    }
+
+    /// h2 tells whoever waits for room of the room that was just asked for, which would be this very task, in vain.
+    fn listen_no_more(&mut self) -> Result<(), Over> {
+        if self.listening {
+            self.listening = false;
+            if self.to.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+                return Err(Over);
+            }
+        }
+        Ok(())
     }
 
     fn has_room(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
@@ -110,8 +124,11 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         match self.poll_send(cx) {
             Poll::Ready(_) => Poll::Ready(()),
-            // The peer may not want it any more.
-            Poll::Pending => self.to.poll_reset(cx).map(|_| ()),
+            Poll::Pending => {
+                self.listening = true;
+                // The peer may not want it any more.
+                self.to.poll_reset(cx).map(|_| ())
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use weft_api::Reason;
 
 use super::body::Received;
 use super::pipe::{self, Pipe};
+use super::turn::{PASSES, Turn};
 use super::{CONNECTION_WINDOW, MAX_ERRORS, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::Error;
 use crate::http::client::Wire;
@@ -64,17 +65,23 @@ where
     let mut streams = FuturesUnordered::new();
     let mut draining = pin!(draining);
     let mut told = false;
+    let turn = Turn::new();
     poll_fn(|cx| {
         if !told && draining.as_mut().poll(cx).is_ready() {
             told = true;
             connection.graceful_shutdown();
+            turn.connection.want();
         }
-        loop {
-            // First: what they say goes out with what follows.
-            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
-            let mut begun = false;
-            loop {
-                match connection.poll_accept(cx) {
+        turn.begin(cx);
+        let mut passes = 0;
+        while passes < PASSES && turn.goes_on() {
+            passes += 1;
+            // First: what they have to say goes out with what follows.
+            if turn.streams.takes() {
+                while let Poll::Ready(Some(())) = streams.poll_next_unpin(&mut turn.streams.context()) {}
+            }
+            while turn.connection.takes() {
+                match connection.poll_accept(&mut turn.connection.context()) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
                         let (head, stream) = request.into_parts();
                         let body = Received::new(stream, &head.headers, None);
@@ -82,17 +89,16 @@ where
                         // Boxed: it is large, and gone when the response's body begins.
                         let handling = Box::pin(Rc::clone(&handler).handle(request, Wire::Http2));
                         streams.push(answer(handling, respond));
-                        begun = true;
+                        turn.streams.want();
+                        turn.connection.want();
                     }
-                    Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(e)),
-                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Ready(ended) => return Poll::Ready(ended.map_or(Ok(()), |ended| ended.map(|_| ()))),
                     Poll::Pending => break,
                 }
             }
-            if !begun {
-                return Poll::Pending;
-            }
         }
+        turn.end(cx);
+        Poll::Pending
     })
     .await
 }
