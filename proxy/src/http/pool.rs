@@ -192,7 +192,9 @@ impl Pool {
                 return false;
             }
             host.http1.borrow_mut().retain(|idle| idle.usable(now));
-            host.http2.borrow_mut().retain(|shared| shared.usable(now) || shared.connection.streams.get() > 0);
+            host.http2
+                .borrow_mut()
+                .retain(|shared| shared.usable(now) || shared.connection.streams.get() > 0);
             let empty = host.http1.borrow().is_empty() && host.http2.borrow().is_empty();
             // An app's host has nothing else to be kept for.
             !(empty && Rc::strong_count(host) == 1)
@@ -353,7 +355,8 @@ impl Idle {
 
 impl Shared {
     fn usable(&self, now: Instant) -> bool {
-        let idle = self.connection.streams.get() == 0 && now.duration_since(self.idle_since.get()) >= self.idle_timeout;
+        let idle = self.connection.streams.get() == 0
+            && now.duration_since(self.idle_since.get()) >= self.idle_timeout;
         !idle && self.requests_left.get() > 0 && !self.connection.is_closed()
     }
 }

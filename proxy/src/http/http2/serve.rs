@@ -92,7 +92,9 @@ where
                         turn.streams.want();
                         turn.connection.want();
                     }
-                    Poll::Ready(ended) => return Poll::Ready(ended.map_or(Ok(()), |ended| ended.map(|_| ()))),
+                    Poll::Ready(ended) => {
+                        return Poll::Ready(ended.map_or(Ok(()), |ended| ended.map(|_| ())));
+                    }
                     Poll::Pending => break,
                 }
             }
