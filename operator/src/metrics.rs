@@ -31,6 +31,8 @@ pub enum Refused {
     Pod,
     /// Too many at a time.
     Busy,
+    /// Too many for one pod, or too many bad tokens from one address.
+    Rate,
     /// The API server cannot be asked, or signing failed.
     Unavailable,
 }

@@ -4,6 +4,7 @@
 mod accept;
 pub mod fleet;
 pub mod limits;
+mod pace;
 pub mod peer;
 mod peers;
 pub mod review;

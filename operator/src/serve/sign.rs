@@ -1,8 +1,9 @@
 //! `Identity.Sign`: a certificate for whoever holds the token of a living pod. Checks token, pod, request; in this order,
 //! each refusal with a sentence for the caller, a line in the log, and a count.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -12,6 +13,7 @@ use weft_api::v1::{SignRequest, SignResponse};
 use weft_api::{Identity, names};
 
 use super::Shared;
+use super::pace::Pace;
 use super::review::{BoundPod, ReviewError, Reviewer};
 use crate::ca::{public_key, serving};
 use crate::metrics::Refused;
@@ -22,6 +24,10 @@ const AT_A_TIME: usize = 64;
 const QUEUE: Duration = Duration::from_secs(5);
 /// How long the API server may take.
 const REVIEW: Duration = Duration::from_secs(10);
+/// Certificates of one pod: so many at once, and then one in that time. A proxy with the shortest lifetime asks every 40 s.
+const OF_A_POD: (u32, Duration) = (10, Duration::from_secs(10));
+/// Refused tokens of one address; beyond that the API server is not asked for it.
+const BAD_TOKENS: (u32, Duration) = (64, Duration::from_millis(500));
 /// Tokens are 1 to 2 KiB.
 const MAX_TOKEN: usize = 16 << 10;
 
@@ -30,16 +36,29 @@ pub struct Signer<R> {
     shared: Arc<Shared>,
     reviewer: Arc<R>,
     turns: Semaphore,
+    /// By uid.
+    pods: Pace<String>,
+    bad_tokens: Pace<IpAddr>,
 }
 
 type Refusal = (Refused, Status);
 
 impl<R: Reviewer> Signer<R> {
     pub fn new(shared: Arc<Shared>, reviewer: Arc<R>) -> Self {
-        Self { shared, reviewer, turns: Semaphore::new(AT_A_TIME) }
+        Self {
+            shared,
+            reviewer,
+            turns: Semaphore::new(AT_A_TIME),
+            pods: Pace::new(OF_A_POD.0, OF_A_POD.1),
+            bad_tokens: Pace::new(BAD_TOKENS.0, BAD_TOKENS.1),
+        }
     }
 
-    async fn decide(&self, request: SignRequest) -> Result<(SignResponse, BoundPod), Refusal> {
+    async fn decide(
+        &self,
+        request: SignRequest,
+        from: Option<IpAddr>,
+    ) -> Result<(SignResponse, BoundPod), Refusal> {
         let _turn = timeout(QUEUE, self.turns.acquire()).await.map_err(|_| {
             (
                 Refused::Busy,
@@ -52,7 +71,14 @@ impl<R: Reviewer> Signer<R> {
         // The cheap check first, so that nobody makes us ask the API server with rubbish.
         let key = public_key(&request.csr_der)
             .map_err(|e| (Refused::Request, Status::invalid_argument(e.to_string())))?;
-        let pod = self.in_time(self.reviewer.review(&request.token)).await?;
+        if let Some(from) = from {
+            let room = self.bad_tokens.room(&from, Instant::now());
+            room.map_err(|wait| too_often("bad tokens come from this address", wait))?;
+        }
+        let pod = self.review(&request.token, from).await?;
+        self.pods
+            .take(pod.uid.clone(), Instant::now())
+            .map_err(|wait| too_often("certificates are asked for by this pod", wait))?;
         self.check_pod(&pod).await?;
 
         let identity = Identity {
@@ -76,6 +102,15 @@ impl<R: Reviewer> Signer<R> {
             identity: identity.to_string(),
         };
         Ok((response, pod))
+    }
+
+    async fn review(&self, token: &str, from: Option<IpAddr>) -> Result<BoundPod, Refusal> {
+        let reviewed = self.in_time(self.reviewer.review(token)).await;
+        if let (Err((Refused::Token, _)), Some(from)) = (&reviewed, from) {
+            // One more than there is room for changes nothing.
+            let _ = self.bad_tokens.take(from, Instant::now());
+        }
+        reviewed
     }
 
     async fn in_time<T>(&self, asked: impl Future<Output = Result<T, ReviewError>>) -> Result<T, Refusal> {
@@ -132,11 +167,17 @@ impl<R: Reviewer> Signer<R> {
     }
 }
 
+fn too_often(what: &str, wait: Duration) -> Refusal {
+    let seconds = wait.as_secs_f64().ceil();
+    (Refused::Rate, Status::resource_exhausted(format!("too many {what}; try again in {seconds} s")))
+}
+
 #[tonic::async_trait]
 impl<R: Reviewer> Service for Signer<R> {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
-        let from = request.remote_addr().map(|a| a.to_string()).unwrap_or_default();
-        match self.decide(request.into_inner()).await {
+        let address = request.remote_addr();
+        let from = address.map(|a| a.to_string()).unwrap_or_default();
+        match self.decide(request.into_inner(), address.map(|a| a.ip().to_canonical())).await {
             Ok((response, pod)) => {
                 self.shared.metrics.issued.inc();
                 tracing::info!(pod = %pod.key, identity = response.identity, from, "signed a certificate");

@@ -115,3 +115,40 @@ async fn wrong_tokens_pods_and_requests_are_refused_with_a_sentence() {
     assert_eq!(refusals(&operator, Refused::Pod), 2);
     assert_eq!(refusals(&operator, Refused::Request), 2);
 }
+
+#[tokio::test]
+async fn a_pod_that_asks_without_end_is_slowed_down_and_others_are_not() {
+    let objects = vec![pod("shop/back-1", "back", "10.0.0.1"), pod("shop/front-1", "front", "10.0.0.2")];
+    let operator = Operator::start(objects).await;
+    knows(&operator, "mad", bound("shop/back-1", "uid-back-1", "back"));
+    knows(&operator, "calm", bound("shop/front-1", "uid-front-1", "front"));
+    for _ in 0..10 {
+        sign(&operator, "mad", csr()).await.unwrap();
+    }
+    let refused = sign(&operator, "mad", csr()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("try again in"), "{refused}");
+    assert_eq!(refusals(&operator, Refused::Rate), 1);
+    sign(&operator, "calm", csr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_tries_tokens_is_refused_before_the_api_server_is_asked() {
+    let operator = Operator::start(vec![pod("shop/back-1", "back", "10.0.0.1")]).await;
+    knows(&operator, "good", bound("shop/back-1", "uid-back-1", "back"));
+    let channel = operator.anonymous().await;
+    let mut refused = 0;
+    // More than one after each half second, so that it comes to an end.
+    for n in 0..10_000 {
+        let request = SignRequest { csr_der: csr().into(), token: format!("guess-{n}") };
+        let status = IdentityClient::new(channel.clone()).sign(request).await.unwrap_err();
+        if status.code() == Code::ResourceExhausted {
+            refused = n;
+            break;
+        }
+        assert_eq!(status.code(), Code::Unauthenticated);
+    }
+    assert!(refused >= 64, "the first tries are answered: {refused}");
+    assert_eq!(refusals(&operator, Refused::Token), refused);
+    assert_eq!(refusals(&operator, Refused::Rate), 1);
+}
