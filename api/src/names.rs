@@ -42,6 +42,8 @@ pub const BUNDLE_KEY: &str = "roots.pem";
 pub const CA_SECRET: &str = "weft-ca";
 /// On [`CA_SECRET`], as an annotation of any value: the user wants the root to be rotated now.
 pub const ROTATE_ROOT: &str = "weft.dev/rotate-root";
+/// As [`ROTATE_ROOT`]'s value: to a root of Weft's making, whoever made the present one.
+pub const ROTATE_TO_WEFT: &str = "weft";
 /// On [`CA_SECRET`], as an annotation: when its present standing began, in ms since 1970.
 pub const ROOTS_EPOCH: &str = "weft.dev/roots-epoch";
 /// On [`CA_SECRET`], as an annotation: which phase of a rotation it is in.

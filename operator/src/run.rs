@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
-use crate::ca::{Authority, Roots, secret};
+use crate::ca::{Authority, Roots, given, secret};
 use crate::checks;
 use crate::index::Index;
 use crate::leader::Leader;
@@ -80,6 +80,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         missing,
     ));
     tasks.spawn(async move { serving.keep_renewed().await });
+    let given = settings.root_secret.clone().map(|name| {
+        let (told, given) = tokio::sync::watch::channel(None);
+        tasks.spawn(given::follow(client.clone(), settings.namespace.clone(), name, told));
+        given
+    });
 
     let end = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
@@ -105,6 +110,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         settings: settings.clone(),
         root_missing,
         standing,
+        given,
         published: Arc::default(),
     };
     let resign = CancellationToken::new();
@@ -154,8 +160,7 @@ async fn clients() -> anyhow::Result<(Client, Client)> {
 async fn roots(client: &Client, settings: &Settings) -> Roots {
     let mut pause = Duration::from_millis(200);
     loop {
-        let (namespace, domain) = (&settings.namespace, &settings.trust_domain);
-        match secret::ensure(client.clone(), namespace, domain, settings.root_lifetime).await {
+        match secret::ensure(client.clone(), settings).await {
             Ok(roots) => return roots,
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();

@@ -28,6 +28,10 @@ pub struct Settings {
     /// Lifetime of the roots that Weft makes, such as 8760h. The next one follows at two thirds of it.
     #[arg(long, env = "WEFT_ROOT_LIFETIME", default_value = "8760h", value_parser = lifetime)]
     pub root_lifetime: Duration,
+    /// A Secret of Weft's namespace (`tls.crt`, `tls.key`) with a certificate authority that somebody else keeps, such as
+    /// cert-manager: its root, or intermediate, signs in place of one that Weft makes, and is followed when it is renewed.
+    #[arg(long, env = "WEFT_ROOT_SECRET", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub root_secret: Option<String>,
     /// What becomes of connections to what is neither of the cluster nor a registered external service: AllowAny or
     /// RegisteredOnly.
     #[arg(long, env = "WEFT_OUTBOUND_POLICY", default_value = names::ALLOW_ANY)]
@@ -46,6 +50,12 @@ impl Settings {
     /// # Errors
     /// A sentence that says so.
     pub fn check(&self) -> Result<(), String> {
+        if self.root_secret.as_deref() == Some(names::CA_SECRET) {
+            return Err(format!(
+                "rootSecret cannot be {}, which is Weft's own: give another Secret",
+                names::CA_SECRET
+            ));
+        }
         // One third is left for a rotation, which takes two lives of a leaf where a proxy cannot be reached.
         if self.root_lifetime < self.leaf_lifetime * 8 {
             return Err(format!(

@@ -2,6 +2,7 @@
 //! have which leaf is decided in `serve`.
 
 mod csr;
+pub mod given;
 mod issue;
 mod root;
 pub mod roots;

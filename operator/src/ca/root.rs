@@ -14,6 +14,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The organization in the subject of a root that Weft makes.
 const OURS: &str = "Weft";
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+pub(super) const END: &str = "-----END CERTIFICATE-----";
 /// Clocks of nodes differ.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
@@ -42,8 +44,11 @@ pub enum BadRoot {
 pub struct Root {
     /// The certificate.
     pub der: CertificateDer<'static>,
-    /// The certificate as PEM: the trust bundle.
+    /// The certificate as PEM: the trust bundle. Of an intermediate authority it is the intermediate itself, so that nothing
+    /// else of the PKI above it is trusted in the mesh.
     pub certificate_pem: String,
+    /// As it was given: the certificate, and after it those that lead to a root, if any.
+    pub chain_pem: String,
     /// The key as PEM.
     pub key_pem: String,
     /// From when on it is good, in seconds since 1970.
@@ -76,7 +81,7 @@ impl Root {
         Self::from_pem(&certificate.pem(), &key.serialize_pem())
     }
 
-    /// Reads a root, and checks that the two belong together.
+    /// Reads a root, and checks that the two belong together. The first certificate counts.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -105,7 +110,8 @@ impl Root {
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| BadRoot::Certificate(e.to_string()))?;
         Ok(Self {
             der,
-            certificate_pem: certificate_pem.to_owned(),
+            certificate_pem: first(certificate_pem),
+            chain_pem: certificate_pem.to_owned(),
             key_pem: key_pem.to_owned(),
             not_before,
             not_after,
@@ -119,6 +125,12 @@ impl Root {
     pub const fn is_weft(&self) -> bool {
         self.ours
     }
+}
+
+fn first(pem: &str) -> String {
+    let begin = pem.find(BEGIN).unwrap_or_default();
+    let end = pem[begin..].find(END).map_or(pem.len(), |end| begin + end + END.len());
+    format!("{}\n", &pem[begin..end])
 }
 
 /// Random serial numbers, positive (RFC 5280 section 4.1.2.2).

@@ -49,9 +49,9 @@ pub struct Roots {
     pub epoch: i64,
 }
 
-impl From<Root> for Roots {
-    fn from(root: Root) -> Self {
-        Self { signing: Arc::new(root), next: None, old: Vec::new(), epoch: 0 }
+impl<R: Into<Arc<Root>>> From<R> for Roots {
+    fn from(root: R) -> Self {
+        Self { signing: root.into(), next: None, old: Vec::new(), epoch: 0 }
     }
 }
 
@@ -123,8 +123,8 @@ impl Roots {
 
     /// With a next root, from now on to be made known.
     #[must_use]
-    pub fn begin(&self, next: Root, now: SystemTime) -> Self {
-        Self { next: Some(Arc::new(next)), epoch: self.later(now), ..self.clone() }
+    pub fn begin(&self, next: impl Into<Arc<Root>>, now: SystemTime) -> Self {
+        Self { next: Some(next.into()), epoch: self.later(now), ..self.clone() }
     }
 
     /// The next root signs, and the present one is only trusted. Without a next one nothing changes.
@@ -144,8 +144,8 @@ impl Roots {
 
     /// Nothing of before is good any more.
     #[must_use]
-    pub fn replace(&self, root: Root, now: SystemTime) -> Self {
-        Self { signing: Arc::new(root), next: None, old: Vec::new(), epoch: self.later(now) }
+    pub fn replace(&self, root: impl Into<Arc<Root>>, now: SystemTime) -> Self {
+        Self { signing: root.into(), next: None, old: Vec::new(), epoch: self.later(now) }
     }
 
     /// The same, as beginning now.

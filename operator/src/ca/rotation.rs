@@ -19,9 +19,9 @@ pub const SETTLE: Duration = Duration::from_secs(10);
 pub struct Facts {
     /// Now.
     pub now: SystemTime,
-    /// Weft made the root; otherwise it is the user's own, and only the user can make the next one.
-    pub managed: bool,
-    /// Somebody asks for a rotation.
+    /// Who makes the next root.
+    pub maker: Maker,
+    /// Somebody asks for a root of Weft's making.
     pub wanted: bool,
     /// The Secret's own words on its standing are not those of its contents: somebody wrote it by hand.
     pub unmarked: bool,
@@ -29,6 +29,36 @@ pub struct Facts {
     pub leaf_lifetime: Duration,
     /// Who trusts the bundle.
     pub trusted: Trusted,
+}
+
+/// Who makes roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Weft.
+    Weft,
+    /// The user, by hand: what signs is not of Weft's making.
+    Hand,
+    /// Another authority, in a Secret of its own.
+    Other {
+        /// It holds a root that is good and not in the bundle.
+        fresh: bool,
+    },
+}
+
+impl Maker {
+    /// Who that is. `other`: a Secret of another authority is configured, and holds this root, if any.
+    #[must_use]
+    pub fn of(roots: &Roots, other: Option<Option<&Root>>, now: SystemTime) -> Self {
+        match other {
+            Some(given) => Self::Other {
+                fresh: given.is_some_and(|root| {
+                    at(root.not_before) <= now && now < expiry(root) && !roots.bundle().contains(&root.der)
+                }),
+            },
+            None if roots.signing.is_weft() => Self::Weft,
+            None => Self::Hand,
+        }
+    }
 }
 
 /// Who trusts the bundle of the moment.
@@ -72,12 +102,15 @@ pub enum Next {
 #[must_use]
 pub fn next(roots: &Roots, facts: &Facts) -> Next {
     let now = facts.now;
-    let wait = |why: String| Next::Wait(why);
+    let wait = Next::Wait;
     if expiry(&roots.signing) <= now {
-        return match (&roots.next, facts.managed) {
+        return match (&roots.next, facts.maker) {
             (Some(next), _) if expiry(next) > now => Next::Do(Step::Switch),
-            (_, true) => Next::Do(Step::Replace),
-            (_, false) => wait("the root, which is not of Weft's making, has expired: put another one into next.crt and next.key".into()),
+            (_, Maker::Weft | Maker::Other { fresh: true }) => Next::Do(Step::Replace),
+            (_, Maker::Hand) => wait("the root, which is not of Weft's making, has expired: put another one into next.crt and next.key".into()),
+            (_, Maker::Other { fresh: false }) => {
+                wait("the root has expired, and the Secret of the other authority holds none that is good".into())
+            }
         };
     }
     if roots.epoch == 0 || facts.unmarked {
@@ -85,19 +118,7 @@ pub fn next(roots: &Roots, facts: &Facts) -> Next {
     }
     let age = now.duration_since(roots.since()).unwrap_or_default();
     match roots.phase() {
-        Phase::Stable if facts.wanted && facts.managed => Next::Do(Step::Begin),
-        Phase::Stable if facts.managed => {
-            let due = due(&roots.signing);
-            if due <= now {
-                Next::Do(Step::Begin)
-            } else {
-                wait(format!("the next rotation begins on {}", date(due)))
-            }
-        }
-        Phase::Stable => wait(format!(
-            "the root is not of Weft's making and expires on {}: put the next one into next.crt and next.key before",
-            date(expiry(&roots.signing))
-        )),
+        Phase::Stable => stable(roots, facts),
         Phase::Distributing => {
             // A proxy that was not reached for a whole life of its certificate has none any more.
             let unreached_are_dead = age >= facts.leaf_lifetime;
@@ -117,6 +138,23 @@ pub fn next(roots: &Roots, facts: &Facts) -> Next {
                 wait(format!("certificates of the old root are good until {}", date(over)))
             }
         }
+    }
+}
+
+fn stable(roots: &Roots, facts: &Facts) -> Next {
+    let end = date(expiry(&roots.signing));
+    let begins = due(&roots.signing);
+    match facts.maker {
+        Maker::Other { fresh: true } => Next::Do(Step::Begin),
+        Maker::Other { fresh: false } => Next::Wait(format!(
+            "the root expires on {end}: the next rotation begins when the Secret of the other authority holds another one"
+        )),
+        Maker::Weft | Maker::Hand if facts.wanted => Next::Do(Step::Begin),
+        Maker::Weft if begins <= facts.now => Next::Do(Step::Begin),
+        Maker::Weft => Next::Wait(format!("the next rotation begins on {}", date(begins))),
+        Maker::Hand => Next::Wait(format!(
+            "the root is not of Weft's making and expires on {end}: put the next one into next.crt and next.key before"
+        )),
     }
 }
 
@@ -177,7 +215,7 @@ mod tests {
 
     fn facts(now: SystemTime) -> Facts {
         let all = Trusted { published: true, connected: 3, acknowledged: 3, pods: 3 };
-        Facts { now, managed: true, wanted: false, unmarked: false, leaf_lifetime: HOUR, trusted: all }
+        Facts { now, maker: Maker::Weft, wanted: false, unmarked: false, leaf_lifetime: HOUR, trusted: all }
     }
 
     fn step(roots: &Roots, facts: &Facts) -> Option<Step> {
@@ -242,14 +280,16 @@ mod tests {
         assert_eq!(step(&one, &facts(begin + HOUR * 2)), Some(Step::Replace));
         let both = one.begin(another(), begin);
         assert_eq!(step(&both, &facts(begin + HOUR * 2)), Some(Step::Switch));
-        let foreign = Facts { managed: false, ..facts(begin + HOUR * 2) };
-        assert_eq!(step(&one, &foreign), None, "a root of the user's is never replaced unasked");
+        let made_by = |maker| Facts { maker, ..facts(begin + HOUR * 2) };
+        assert_eq!(step(&one, &made_by(Maker::Hand)), None, "a root of the user's is never replaced unasked");
+        assert_eq!(step(&one, &made_by(Maker::Other { fresh: false })), None, "nor another authority's");
+        assert_eq!(step(&one, &made_by(Maker::Other { fresh: true })), Some(Step::Replace), "but by its own");
     }
 
     #[test]
     fn a_root_of_the_users_is_rotated_only_to_one_that_the_user_gives() {
         let begin = SystemTime::now();
-        let foreign = |hours: u32| Facts { managed: false, wanted: true, ..facts(begin + HOUR * hours) };
+        let foreign = |hours: u32| Facts { maker: Maker::Hand, ..facts(begin + HOUR * hours) };
         let one = roots(HOUR * 90).stamp(begin);
         assert_eq!(step(&one, &foreign(80)), None);
         // Somebody puts next.crt and next.key into the Secret.
@@ -257,6 +297,37 @@ mod tests {
         assert_eq!(step(&given, &Facts { unmarked: true, ..foreign(80) }), Some(Step::Stamp));
         let given = given.stamp(begin + HOUR * 80);
         assert_eq!(step(&given, &foreign(81)), Some(Step::Switch));
+        let back = Facts { wanted: true, ..foreign(85) };
+        assert_eq!(
+            step(&given.switch(begin).retire(begin), &back),
+            Some(Step::Begin),
+            "or to Weft's, when asked"
+        );
+    }
+
+    #[test]
+    fn another_authority_is_followed_whenever_it_has_another_root() {
+        let begin = SystemTime::now();
+        let one = roots(HOUR * 90).stamp(begin);
+        let given = another();
+        let maker = |roots: &Roots, hours: u32| Maker::of(roots, Some(Some(&given)), begin + HOUR * hours);
+        let facts =
+            |roots: &Roots, hours| Facts { maker: maker(roots, hours), ..facts(begin + HOUR * hours) };
+        assert_eq!(step(&one, &facts(&one, 1)), Some(Step::Begin), "long before the present one is due");
+        let both = one.begin(Root::from_pem(&given.chain_pem, &given.key_pem).unwrap(), begin + HOUR);
+        assert_eq!(step(&both, &facts(&both, 2)), Some(Step::Switch));
+        let switched = both.switch(begin + HOUR * 2);
+        assert_eq!(maker(&switched, 3), Maker::Other { fresh: false });
+        let done = switched.retire(begin + HOUR * 4);
+        assert_eq!(step(&done, &facts(&done, 700)), None, "only the other authority knows when it is due");
+        assert_eq!(step(&done, &Facts { wanted: true, ..facts(&done, 5) }), None);
+        assert_eq!(maker(&one, 901), Maker::Other { fresh: false }, "an expired one is of no use");
+        assert_eq!(
+            Maker::of(&one, Some(None), begin),
+            Maker::Other { fresh: false },
+            "the Secret is not there"
+        );
+        assert_eq!(Maker::of(&one, None, begin), Maker::Weft);
     }
 
     #[test]

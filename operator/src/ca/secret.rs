@@ -17,11 +17,14 @@ use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::sync::watch;
-use weft_api::{TrustDomain, names};
+use weft_api::names;
 
-use super::rotation::{self, Facts, Next, Step, Trusted};
+use super::given::{self, GivenError};
+use super::root::END;
+use super::rotation::{self, Facts, Maker, Next, Step, Trusted};
 use super::serving::Serving;
 use super::{Authority, BadRoot, Phase, Root, Roots};
+use crate::settings::Settings;
 use crate::watch::Patience;
 
 const CERTIFICATE: &str = "tls.crt";
@@ -42,12 +45,12 @@ pub enum SecretError {
     /// A key of the Secret is missing.
     #[error("the Secret of the root has no {0}")]
     Missing(&'static str),
-    /// It is the user's, so only the user can make another one.
-    #[error(
-        "the root in Secret {} has expired and is not of Weft's making: put another one there",
-        names::CA_SECRET
-    )]
-    Expired,
+    /// It is not Weft's, so only its maker can make another one.
+    #[error("{0}")]
+    Expired(String),
+    /// Another authority's.
+    #[error(transparent)]
+    Given(#[from] GivenError),
 }
 
 /// The Secret as it was read.
@@ -55,8 +58,8 @@ pub enum SecretError {
 pub struct Standing {
     /// The roots.
     pub roots: Roots,
-    /// Somebody asks for a rotation.
-    pub wanted: bool,
+    /// Somebody asks for a rotation, in these words.
+    pub wanted: Option<String>,
     /// Which phase the Secret says that it is in.
     pub marked: Option<String>,
     // Written back with everything in it that is none of Weft's.
@@ -76,6 +79,12 @@ impl Standing {
         self.marked.as_deref() != Some(self.roots.phase().as_str())
     }
 
+    /// Whether somebody asks for a root of Weft's making: of one that Weft did not make in so many words.
+    #[must_use]
+    pub fn wants_weft(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|how| self.roots.signing.is_weft() || how == names::ROTATE_TO_WEFT)
+    }
+
     /// The roots after a step.
     ///
     /// # Errors
@@ -83,7 +92,7 @@ impl Standing {
     pub fn after(
         &self,
         step: Step,
-        make: impl FnOnce() -> Result<Root, BadRoot>,
+        make: impl FnOnce() -> Result<Arc<Root>, BadRoot>,
         now: SystemTime,
     ) -> Result<Roots, BadRoot> {
         Ok(match step {
@@ -102,19 +111,26 @@ impl Standing {
 /// # Errors
 /// When the API server cannot be asked, or the Secret holds something else: a root of somebody else's making is never
 /// replaced unasked.
-pub async fn ensure(
-    client: Client,
-    namespace: &str,
-    trust_domain: &TrustDomain,
-    lifetime: Duration,
-) -> Result<Roots, SecretError> {
-    let api: Api<Secret> = Api::namespaced(client, namespace);
+pub async fn ensure(client: Client, settings: &Settings) -> Result<Roots, SecretError> {
+    let namespace = &settings.namespace;
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let now = SystemTime::now();
+    let make = || Root::generate(&settings.trust_domain, settings.root_lifetime).map(Arc::new);
+    let given = async || match &settings.root_secret {
+        Some(name) => Ok::<_, GivenError>(Some(given::fetch(client, namespace, name).await?)),
+        None => Ok(None),
+    };
     let Some(secret) = api.get_opt(names::CA_SECRET).await? else {
-        let roots = Roots::from(Root::generate(trust_domain, lifetime)?).stamp(now);
+        let first = given().await?.map_or_else(make, Ok)?;
+        let roots = Roots::from(first).stamp(now);
         return match create(&api, &roots).await {
             Ok(()) => {
-                tracing::info!(secret = names::CA_SECRET, "made a new root certificate");
+                let of_weft = settings.root_secret.is_none();
+                tracing::info!(
+                    secret = names::CA_SECRET,
+                    of_weft,
+                    "there was no root certificate: wrote the first"
+                );
                 Ok(roots)
             }
             Err(error) if is_taken(&error) => Ok(read(&api.get(names::CA_SECRET).await?)?.roots),
@@ -125,16 +141,24 @@ pub async fn ensure(
     if rotation::expiry(&standing.roots.signing) > now {
         return Ok(standing.roots);
     }
+    // Without it there may be a next root.
+    let given =
+        given().await.inspect_err(|error| tracing::error!(error = %error, "no root of the other authority"));
+    let given = given.ok().flatten();
+    let other = settings.root_secret.is_some().then_some(given.as_deref());
     let facts = Facts {
         now,
-        managed: standing.roots.signing.is_weft(),
+        maker: Maker::of(&standing.roots, other, now),
         wanted: false,
         unmarked: false,
         leaf_lifetime: Duration::ZERO,
         trusted: Trusted::default(),
     };
-    let Next::Do(step) = rotation::next(&standing.roots, &facts) else { return Err(SecretError::Expired) };
-    let roots = standing.after(step, || Root::generate(trust_domain, lifetime), now)?;
+    let step = match rotation::next(&standing.roots, &facts) {
+        Next::Do(step) => step,
+        Next::Wait(why) => return Err(SecretError::Expired(why)),
+    };
+    let roots = standing.after(step, || given.map_or_else(make, Ok), now)?;
     write(&api, &standing, &roots).await?;
     tracing::warn!(
         ?step,
@@ -199,9 +223,9 @@ fn fill(secret: &mut Secret, roots: &Roots) {
     let old: String = roots.old.iter().map(|(_, pem)| pem.as_str()).collect();
     let next = roots.next.as_ref();
     for (name, text) in [
-        (CERTIFICATE, Some(roots.signing.certificate_pem.as_str())),
+        (CERTIFICATE, Some(roots.signing.chain_pem.as_str())),
         (KEY, Some(roots.signing.key_pem.as_str())),
-        (NEXT_CERTIFICATE, next.map(|root| root.certificate_pem.as_str())),
+        (NEXT_CERTIFICATE, next.map(|root| root.chain_pem.as_str())),
         (NEXT_KEY, next.map(|root| root.key_pem.as_str())),
         (OLD, Some(old.as_str()).filter(|old| !old.is_empty())),
     ] {
@@ -240,14 +264,13 @@ fn read(secret: &Secret) -> Result<Standing, SecretError> {
     };
     Ok(Standing {
         roots,
-        wanted: annotation(names::ROTATE_ROOT).is_some(),
+        wanted: annotation(names::ROTATE_ROOT),
         marked: annotation(names::ROOTS_PHASE),
         secret: secret.clone(),
     })
 }
 
 fn old(pem: &str) -> Result<Vec<(CertificateDer<'static>, String)>, BadRoot> {
-    const END: &str = "-----END CERTIFICATE-----";
     let blocks = pem.split_inclusive(END).filter(|block| block.contains(END));
     let read = |block: &str| {
         let der = CertificateDer::from_pem_slice(block.as_bytes());
@@ -325,6 +348,7 @@ fn take_over(secret: &Secret, authority: &Authority, serving: &Serving) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ca::tests::authority;
 
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -362,6 +386,20 @@ mod tests {
         let all: String =
             secret.data.unwrap().values().map(|v| String::from_utf8_lossy(&v.0).into_owned()).collect();
         assert!(!all.contains(first.signing.key_pem.trim()));
+    }
+
+    #[test]
+    fn to_another_kind_of_root_only_in_so_many_words() {
+        let asked = |root: Root, how: &str| {
+            let mut secret = written(&Roots::from(root).stamp(SystemTime::now()));
+            let annotations = secret.metadata.annotations.get_or_insert_default();
+            annotations.insert(names::ROTATE_ROOT.into(), how.into());
+            read(&secret).unwrap().wants_weft()
+        };
+        assert!(asked(root(), "now"));
+        assert!(!asked(authority::intermediate(), "now"));
+        assert!(asked(authority::intermediate(), "weft"));
+        assert!(!read(&written(&Roots::from(root()))).unwrap().wants_weft());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -9,6 +10,8 @@ use weft_api::{Identity, TrustDomain};
 
 use super::*;
 use crate::serve::peer;
+
+pub mod authority;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -24,8 +27,12 @@ fn identity() -> Identity {
     "spiffe://cluster.local/ns/shop/sa/back".parse().unwrap()
 }
 
+fn csr_key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+}
+
 fn csr() -> Vec<u8> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let key = csr_key();
     // Names that nobody may ask for.
     let params = CertificateParams::new(vec!["kubernetes.default.svc".to_owned()]).unwrap();
     params.serialize_request(&key).unwrap().der().to_vec()
@@ -132,6 +139,43 @@ fn a_root_survives_its_secret_and_a_wrong_one_is_refused() {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let plain = CertificateParams::default().self_signed(&key).unwrap();
     assert!(matches!(Root::from_pem(&plain.pem(), &key.serialize_pem()), Err(BadRoot::NotAuthority)));
+}
+
+#[test]
+fn of_an_authority_of_the_users_only_what_it_signs_itself_is_trusted() {
+    let (company, own, sibling) = (csr_key(), csr_key(), csr_key());
+    let given = authority::intermediate_of(&company, &own);
+    let authority = Authority::new(Root::from_pem(&given.chain_pem, &given.key_pem).unwrap(), DAY);
+    let roots = authority.roots();
+    assert_eq!(roots.bundle().len(), 1);
+    assert_eq!(roots.bundle_pem().matches("BEGIN").count(), 1, "the company's root is not in the bundle");
+    assert_eq!(roots.signing.chain_pem.matches("BEGIN").count(), 2, "but kept");
+    let now = SystemTime::now();
+    verify(&issue(&authority, &[]), &given.der, KeyUsage::client_auth(), now).unwrap();
+    let other = Authority::new(authority::intermediate_of(&company, &sibling), DAY);
+    assert!(verify(&issue(&other, &[]), &given.der, KeyUsage::client_auth(), now).is_err());
+}
+
+#[test]
+fn keys_of_every_form_that_cert_manager_writes_can_sign() {
+    // RFC 5915.
+    let ec = "-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIEYewgz03cn52KuxpZWdOaly5rIBm1UslXaxigRtH/2EoAoGCCqGSM49
+AwEHoUQDQgAEY5LSvNcUZaorE/gxDIuLbPbWICxWwA/S94GLu4x/SosjjKpQTl0z
+KU/ar1akxqw6W9GgHPt0kYfl4cGKKTC1EQ==
+-----END EC PRIVATE KEY-----";
+    let rsa = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    // RFC 8017's form lies in that of RFC 5208, after 26 bytes (of 2048 bits).
+    let pkcs1 = base64::engine::general_purpose::STANDARD.encode(&rsa.serialize_der()[26..]);
+    let pkcs1 = format!("-----BEGIN RSA PRIVATE KEY-----\n{pkcs1}\n-----END RSA PRIVATE KEY-----");
+    for pem in [ec.to_owned(), pkcs1, rsa.serialize_pem()] {
+        let key = KeyPair::from_pem(&pem).unwrap();
+        let chain = authority::intermediate_of(&csr_key(), &key).chain_pem;
+        let root = Root::from_pem(&chain, &pem).unwrap();
+        let der = root.der.clone();
+        let leaf = issue(&Authority::new(root, DAY), &[]);
+        verify(&leaf, &der, KeyUsage::server_auth(), SystemTime::now()).unwrap();
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::Root;
 use crate::ca::secret::Standing;
 use crate::serve::Shared;
 use crate::settings::Settings;
@@ -45,6 +46,8 @@ pub struct Leader {
     pub root_missing: watch::Receiver<bool>,
     /// The CA Secret.
     pub standing: watch::Receiver<Option<Arc<Standing>>>,
+    /// The root in the Secret of another authority, when one is configured.
+    pub given: Option<watch::Receiver<Option<Arc<Root>>>>,
     /// Which roots the cluster was told of.
     pub published: Arc<Published>,
 }

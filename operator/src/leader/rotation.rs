@@ -16,7 +16,7 @@ use weft_api::v1::AppliedReply;
 use super::events::{About, Events};
 use super::replicas::Replicas;
 use super::{Leader, MANAGER};
-use crate::ca::rotation::{self, Facts, Next, Step, Trusted};
+use crate::ca::rotation::{self, Facts, Maker, Next, Step, Trusted};
 use crate::ca::secret::{self, Standing};
 use crate::ca::{Phase, Root, Roots};
 use crate::index::Key;
@@ -65,10 +65,12 @@ pub async fn keep(leader: Leader, events: Events) {
             }
             Phase::Stable | Phase::Retiring => Trusted::default(),
         };
+        let now = SystemTime::now();
+        let given = leader.given.as_ref().map(|given| given.borrow().clone());
         let facts = Facts {
-            now: SystemTime::now(),
-            managed: roots.signing.is_weft(),
-            wanted: standing.wanted,
+            now,
+            maker: Maker::of(roots, given.as_ref().map(Option::as_deref), now),
+            wanted: standing.wants_weft(),
             unmarked: standing.unmarked(),
             leaf_lifetime: leader.shared.authority.lifetime(),
             trusted,
@@ -76,11 +78,11 @@ pub async fn keep(leader: Leader, events: Events) {
         let next = rotation::next(roots, &facts);
         count(&leader, roots);
         if let Next::Do(step) = next {
-            take(&leader, &events, &standing, step).await;
+            take(&leader, &events, &standing, step, given.flatten()).await;
             continue;
         }
         let Next::Wait(why) = next else { continue };
-        let data = status(roots, &why, trusted);
+        let data = status(roots, &why, trusted, leader.settings.root_secret.as_deref());
         let known = said.as_ref().is_some_and(|(at, last)| *last == data && at.elapsed() < SAY_AGAIN);
         if !known && write(&leader, &data).await {
             said = Some((Instant::now(), data));
@@ -99,8 +101,11 @@ fn trusted(roots: &Roots, reply: &AppliedReply, published: &Published, pods: u32
     }
 }
 
-async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step) {
-    let make = || Root::generate(&leader.settings.trust_domain, leader.settings.root_lifetime);
+async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step, given: Option<Arc<Root>>) {
+    let make = || match given {
+        Some(root) => Ok(root),
+        None => Root::generate(&leader.settings.trust_domain, leader.settings.root_lifetime).map(Arc::new),
+    };
     let roots = match standing.after(step, make, SystemTime::now()) {
         Ok(roots) => roots,
         Err(error) => return tracing::error!(error = %error, "a root cannot be made; trying again"),
@@ -117,7 +122,7 @@ async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step)
         Step::Stamp => return settled(leader, &roots).await,
         Step::Begin => (
             "RootRotationBegan",
-            "a new root is being made known to every proxy; the present one signs until all of them trust it",
+            "another root is being made known to every proxy; the present one signs until all of them trust it",
         ),
         Step::Switch => (
             "RootSwitched",
@@ -155,12 +160,18 @@ fn count(leader: &Leader, roots: &Roots) {
 }
 
 /// What `kubectl -n weft-system get configmap weft-ca-status -o yaml` shows.
-fn status(roots: &Roots, why: &str, trusted: Trusted) -> Value {
+fn status(roots: &Roots, why: &str, trusted: Trusted, other: Option<&str>) -> Value {
+    let source = match other {
+        Some(name) => format!("Secret {name}"),
+        None if roots.signing.is_weft() => "Weft".to_owned(),
+        None => "by hand".to_owned(),
+    };
     let line = |root: &Arc<Root>| format!("expires {}", rotation::date(rotation::expiry(root)));
     let mut data = json!({
         "phase": roots.phase().as_str(),
         "since": rotation::date(roots.since()),
         "waiting": why,
+        "source": source,
         "signing": line(&roots.signing),
         "trusted": roots.bundle().len().to_string(),
     });
