@@ -20,6 +20,7 @@ pub(super) struct Pipe<B> {
     waiting: Option<(Bytes, bool)>,
     // The stream would wake whoever waits here.
     listening: bool,
+    begun: bool,
 }
 
 /// The stream is over, or its connection.
@@ -37,7 +38,7 @@ where
     B::Error: std::error::Error + 'static,
 {
     pub(super) const fn new(body: B, to: SendStream<Bytes>) -> Self {
-        Self { body, to, waiting: None, listening: true }
+        Self { body, to, waiting: None, listening: true, begun: false }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
@@ -56,7 +57,10 @@ where
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         let last = self.body.is_end_stream();
-                        if data.is_empty() {
+                        // The first piece goes with the head, in the same write: a stream has no room before its head is
+                        // written. h2 holds it as it would be held here, until the peer's window lets it go.
+                        let first = !std::mem::replace(&mut self.begun, true);
+                        if first || data.is_empty() {
                             self.to.send_data(data, last)?;
                             if last {
                                 return Poll::Ready(Ok(()));
