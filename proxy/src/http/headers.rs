@@ -125,7 +125,8 @@ pub fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
 
 /// Makes a request's head fit for the next connection.
 pub fn forward_request(headers: &mut HeaderMap, version: Version) {
-    if !headers.keys().any(|name| is_hop_by_hop(name) || *name == EXPECT) {
+    let mut found = headers.keys().filter(|name| is_hop_by_hop(name) || **name == EXPECT).peekable();
+    if found.peek().is_none() || version == Version::HTTP_2 && only_trailers(found, headers) {
         return;
     }
     let trailers = headers.get_all(TE).iter().any(|te| {
@@ -155,18 +156,19 @@ pub fn to_https(uri: &mut Uri) {
 /// Removes what HTTP/2 cannot say of a connection (RFC 9113 section 8.2.2), for heads that the configuration has added to.
 pub fn for_http2(headers: &mut HeaderMap) {
     let mut found = headers.keys().filter(|name| is_hop_by_hop(name)).peekable();
-    if found.peek().is_none() {
+    if found.peek().is_none() || only_trailers(found, headers) {
         return;
     }
-    let only_te = found.all(|name| *name == TE);
     let trailers = headers.get(TE).is_some_and(|te| te == TRAILERS);
-    if only_te && trailers {
-        return;
-    }
     remove_hop_by_hop(headers);
     if trailers {
         headers.insert(TE, TRAILERS);
     }
+}
+
+/// Whether what was found says only that trailers are welcome, as every request of gRPC does.
+fn only_trailers<'a>(mut found: impl Iterator<Item = &'a HeaderName>, headers: &HeaderMap) -> bool {
+    found.all(|name| *name == TE) && headers.get_all(TE).iter().all(|te| te == TRAILERS)
 }
 
 /// Makes a response's head fit for the client.
@@ -366,6 +368,24 @@ mod tests {
         forward_request(&mut h, Version::HTTP_11);
         let wanted = headers(&[("connection", "te"), ("te", "trailers"), ("host", "a"), ("accept", "*/*")]);
         assert_eq!(h, wanted);
+    }
+
+    #[test]
+    fn http2_says_nothing_of_a_connection_but_that_trailers_are_welcome() {
+        let grpc = headers(&[("te", "trailers"), ("content-type", "application/grpc")]);
+        let (mut forwarded, mut sent) = (grpc.clone(), grpc.clone());
+        forward_request(&mut forwarded, Version::HTTP_2);
+        for_http2(&mut sent);
+        assert_eq!((&forwarded, &sent), (&grpc, &grpc));
+        for te in ["gzip", "trailers, gzip"] {
+            let mut other = headers(&[("te", te), ("accept", "*/*")]);
+            for_http2(&mut other);
+            assert_eq!(other, headers(&[("accept", "*/*")]), "{te}");
+        }
+        let mut added =
+            headers(&[("te", "trailers"), ("connection", "x-a"), ("x-a", "1"), ("keep-alive", "1")]);
+        for_http2(&mut added);
+        assert_eq!(added, headers(&[("te", "trailers")]));
     }
 
     #[test]
