@@ -228,6 +228,18 @@ async fn http1(
     if let Some(lent) = idle() {
         return Ok((lent, true));
     }
+    // Boxed: most requests find a connection, and shall not hold the room for opening one.
+    Box::pin(dial_http1(worker, host, to, idle, template, elsewhere)).await
+}
+
+async fn dial_http1(
+    worker: &Rc<Worker>,
+    host: &Rc<Host>,
+    to: &Destination,
+    idle: impl Fn() -> Option<Lent>,
+    template: &Template,
+    elsewhere: Elsewhere<'_>,
+) -> Result<(Lent, bool), Error> {
     let _pending = to.pending(template.rule.as_deref())?;
     let permit = match place(worker, to, idle).await? {
         Place::Idle(lent) => return Ok((lent, true)),
@@ -260,6 +272,17 @@ async fn http2(
     if !fresh && let Some(stream) = host.shared_http2(true) {
         return Ok((stream, true));
     }
+    Box::pin(join_http2(worker, host, to, template, elsewhere)).await
+}
+
+/// The same of a connection that is dialled for all who wait.
+async fn join_http2(
+    worker: &Rc<Worker>,
+    host: &Rc<Host>,
+    to: &Destination,
+    template: &Template,
+    elsewhere: Elsewhere<'_>,
+) -> Result<(Stream, bool), Error> {
     let _pending = to.pending(template.rule.as_deref())?;
     let before = host.dialled.borrow().0;
     let _dialling = host.dialling.lock().await;

@@ -92,9 +92,10 @@ impl Handler for Inbound {
             Admission::Any => {}
             Admission::Nothing => return exchange.refuse(&Reason::ClientCertificate.into()),
             Admission::ProbesOnly => {
-                return match probe::admit(workload.as_deref(), self.original.port(), request).await {
-                    Some((request, body)) => self.forward(exchange, request, body, wire, None).await,
-                    None => exchange.refuse(&Reason::MtlsRequired.into()),
+                let probed = Box::pin(self.probe(exchange, workload.as_deref(), request, wire));
+                return match probed.await {
+                    Ok(response) => response,
+                    Err(exchange) => exchange.refuse(&Reason::MtlsRequired.into()),
                 };
             }
         }
@@ -114,9 +115,10 @@ impl Handler for Inbound {
                     return exchange.refuse(&error);
                 }
                 // The kubelet's own probes pass whatever policies say, and nothing near them.
-                return match probe::admit(workload.as_deref(), self.original.port(), request).await {
-                    Some((request, body)) => self.forward(exchange, request, body, wire, None).await,
-                    None => {
+                let probed = Box::pin(self.probe(exchange, workload.as_deref(), request, wire));
+                return match probed.await {
+                    Ok(response) => response,
+                    Err(mut exchange) => {
                         exchange.record.authorization = verdict.noted();
                         exchange.refuse(&error)
                     }
@@ -169,6 +171,20 @@ struct Upgrade {
 }
 
 impl Inbound {
+    /// Passes the request on if it is a probe that the pod declares. Its future is boxed: most requests are none.
+    async fn probe(
+        &self,
+        exchange: Box<Exchange>,
+        workload: Option<&Workload>,
+        request: Request<Incoming>,
+        wire: Wire,
+    ) -> Result<Response<Served>, Box<Exchange>> {
+        match probe::admit(workload, self.original.port(), request).await {
+            Some((request, body)) => Ok(self.forward(exchange, request, body, wire, None).await),
+            None => Err(exchange),
+        }
+    }
+
     fn admission(&self, workload: Option<&Workload>) -> Admission {
         // Without configuration nobody can say that plaintext is allowed.
         let mode = workload.map_or(MtlsMode::Strict, |own| own.mtls_for(self.original.port()));

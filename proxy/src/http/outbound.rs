@@ -70,7 +70,7 @@ impl Handler for Outbound {
         }
         let target = match snapshot.addresses.get(&self.original).cloned() {
             Some(target) => Ok(target),
-            None => self.worker.proxy.store.resolve(self.original).await,
+            None => Box::pin(self.worker.proxy.store.resolve(self.original)).await,
         };
         let (service, pinned) = match target {
             Ok(Target::Service(service)) => (service, None),
@@ -194,7 +194,8 @@ impl Outbound {
                 exchange.record.upstream = Some(to.addr());
                 let (worker, permit) = (&self.worker, retry_permit.take());
                 let race = Race { worker, service, cluster, key, route, template: &template, hedge };
-                match race.run(load, to.clone(), permit, &mut tried, clock.as_deref_mut()).await {
+                let running = race.run(load, to.clone(), permit, &mut tried, clock.as_deref_mut());
+                match Box::pin(running).await {
                     Ok(ended) => {
                         began = began.map(|_| ended.load.started());
                         to = self.towards(&mut exchange, service, cluster, &ended.load.endpoint);
