@@ -234,3 +234,47 @@ async fn more_streams_than_one_connection_should_carry_are_spread() {
     assert!(join_all(calls).await.iter().all(|status| *status == 200));
     assert_eq!(seen.connections(), 2);
 }
+
+#[tokio::test]
+async fn a_call_that_the_client_gives_up_is_given_up_at_the_application() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let app = apps::tcp(move |stream| {
+        let tell = tell.clone();
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let tell = tell.clone();
+                tokio::spawn(async move {
+                    let answers = request.uri().path() == "/answers";
+                    let mut body = request.into_body();
+                    let _stream =
+                        answers.then(|| respond.send_response(http::Response::new(()), false).unwrap());
+                    let _ = tell.send(None);
+                    while let Some(Ok(piece)) = body.data().await {
+                        let _ = body.flow_control().release_capacity(piece.len());
+                    }
+                    let reset = std::future::poll_fn(|cx| respond.poll_reset(cx));
+                    let _ =
+                        tell.send(tokio::time::timeout(std::time::Duration::from_secs(10), reset).await.ok());
+                });
+            }
+        }
+    })
+    .await;
+    let mesh = Mesh::to(app);
+    let stream = tokio::net::TcpStream::connect(mesh.front.outbound).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    for (path, ends) in [("/waits", false), ("/waits", true), ("/answers", false)] {
+        client = client.ready().await.unwrap();
+        let request = Request::post(format!("http://back{path}")).body(()).unwrap();
+        let (response, mut up) = client.send_request(request, false).unwrap();
+        up.send_data(Bytes::from_static(b"begun"), ends).unwrap();
+        assert!(told.recv().await.unwrap().is_none());
+        let down = if path == "/answers" { Some(response.await.unwrap()) } else { None };
+        up.send_reset(h2::Reason::CANCEL);
+        let reset = told.recv().await.unwrap();
+        assert!(reset.is_some_and(|reset| reset.is_ok_and(|why| why == h2::Reason::CANCEL)), "{path} {ends}");
+        drop(down);
+    }
+}

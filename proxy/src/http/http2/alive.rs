@@ -87,3 +87,56 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Heard<IO> {
 }
 
 write_through!(Heard<IO>, io, IO);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::time::timeout;
+
+    /// How long until a connection with so many requests is given up, if that is within ten minutes.
+    async fn given_up(busy: u32, answers: bool) -> Option<u64> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let heard = Rc::new(Cell::new(false));
+        let (_sender, mut connection) =
+            h2::client::handshake(Heard::new(near, Rc::clone(&heard))).await.unwrap();
+        let mut alive = Alive::new(connection.ping_pong().unwrap(), Rc::new(Cell::new(busy)), heard);
+        let begun = Instant::now();
+        let waiting = poll_fn(|cx| {
+            let dead = alive.poll(cx);
+            let _ = Pin::new(&mut connection).poll(cx);
+            dead
+        });
+        let peer = async {
+            if answers {
+                let mut peer = h2::server::handshake(far).await.unwrap();
+                while peer.accept().await.is_some() {}
+            } else {
+                std::future::pending::<()>().await;
+                drop(far);
+            }
+        };
+        let both = async {
+            tokio::select! {
+                () = waiting => begun.elapsed().as_secs(),
+                () = peer => unreachable!("the peer stays"),
+            }
+        };
+        timeout(Duration::from_secs(600), both).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_silent_is_asked_and_given_up_without_an_answer() {
+        assert_eq!(given_up(1, false).await, Some((LOOK + PATIENCE).as_secs()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_answers_is_waited_for() {
+        assert_eq!(given_up(1, true).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_without_a_request() {
+        assert_eq!(given_up(0, false).await, None);
+    }
+}
