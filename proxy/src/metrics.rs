@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use weft_api::{Reason, v1};
 
-use crate::authorize::{Action, Refusal, Verdict};
+use crate::authorize::{Action, Named, Refusal, Verdict};
 use crate::outlier;
 use crate::record::{Direction, HttpKind, Party, RequestRecord, TcpRecord};
 
@@ -292,27 +292,26 @@ impl Metrics {
 
     fn judged(&self, verdict: Option<&Verdict>) {
         let Some(verdict) = verdict else { return };
-        let count = |decision, policy: Arc<str>, action| {
-            let key = PolicyKey { decision, policy, action };
+        let count = |decision, policy: Arc<str>, rule: Arc<str>, action| {
+            let key = PolicyKey { decision, policy, rule, action };
             let create = |labels: &PolicyLabels| self.policy_decisions.get_or_create_owned(labels);
             self.decisions.of(key, PolicyLabels::of, PolicyLabels::other, create).inc();
         };
+        let by_rule = |decision, by: &Named| {
+            count(decision, Arc::clone(&by.policy), Arc::clone(&by.rule), by.action.as_str());
+        };
         for (decision, refusal) in [("refused", &verdict.refused), ("would-refuse", &verdict.dry_run)] {
             match refusal {
-                Some(Refusal::Rule(by)) => count(decision, Arc::clone(&by.policy), by.action.as_str()),
+                Some(Refusal::Rule(by)) => by_rule(decision, by),
                 // No single one is to blame.
-                Some(Refusal::NoneAllows(_)) => count(decision, Arc::default(), Action::Allow.as_str()),
-                Some(Refusal::Path(_)) => count(decision, Arc::default(), ""),
+                Some(Refusal::NoneAllows(_)) => {
+                    count(decision, Arc::default(), Arc::default(), Action::Allow.as_str());
+                }
+                Some(Refusal::Path(_)) => count(decision, Arc::default(), Arc::default(), ""),
                 None => {}
             }
         }
-        let mut told: Vec<&Arc<str>> = Vec::new();
-        for by in &verdict.audited {
-            if !told.contains(&&by.policy) {
-                count("audited", Arc::clone(&by.policy), by.action.as_str());
-                told.push(&by.policy);
-            }
-        }
+        verdict.audited.iter().for_each(|by| by_rule("audited", by));
     }
 
     fn breaker(&self, service: &str, reason: Option<Reason>) {
@@ -536,6 +535,7 @@ struct RequestKey {
 struct PolicyKey {
     decision: &'static str,
     policy: Arc<str>,
+    rule: Arc<str>,
     action: &'static str,
 }
 

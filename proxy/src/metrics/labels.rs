@@ -70,6 +70,7 @@ pub(super) struct PolicyLabels {
     decision: &'static str,
     policy: String,
     policy_namespace: String,
+    policy_rule: String,
     action: &'static str,
 }
 
@@ -175,12 +176,18 @@ impl PolicyLabels {
             decision: key.decision,
             policy: name.to_owned(),
             policy_namespace: namespace.to_owned(),
+            policy_rule: key.rule.as_ref().to_owned(),
             action: key.action,
         }
     }
 
     pub(super) fn other(&self) -> Self {
-        Self { policy: OTHER.to_owned(), policy_namespace: OTHER.to_owned(), ..self.clone() }
+        Self {
+            policy: OTHER.to_owned(),
+            policy_namespace: OTHER.to_owned(),
+            policy_rule: OTHER.to_owned(),
+            ..self.clone()
+        }
     }
 }
 

@@ -78,7 +78,7 @@ async fn a_refusal_tells_the_caller_the_reason_and_the_log_and_the_metric_the_po
     let line = mesh.back.log.find(|line| line["reason"] == "policy-denied").await;
     assert_eq!((&line["policy"], &line["policy_rule"]), (&"shop/admin".into(), &"0".into()));
     assert_eq!(line["source_identity"], identity("front").to_string());
-    let counted = "weft_policy_decisions_total{decision=\"refused\",policy=\"admin\",policy_namespace=\"shop\",action=\"deny\"} 1";
+    let counted = "weft_policy_decisions_total{decision=\"refused\",policy=\"admin\",policy_namespace=\"shop\",policy_rule=\"0\",action=\"deny\"} 1";
     assert!(mesh.back.metrics.encode().contains(counted), "{}", mesh.back.metrics.encode());
     assert_eq!(seen.requests(), 1);
     // The connection between the proxies is good for more.
@@ -280,8 +280,8 @@ async fn dry_run_and_audit_note_and_never_refuse() {
     assert_eq!((&line["audit"], &line["code"]), (&"shop/watch/0".into(), &200.into()));
     let text = mesh.back.metrics.encode();
     for counted in [
-        "weft_policy_decisions_total{decision=\"would-refuse\",policy=\"\",policy_namespace=\"\",action=\"allow\"} 1",
-        "weft_policy_decisions_total{decision=\"audited\",policy=\"watch\",policy_namespace=\"shop\",action=\"audit\"} 1",
+        "weft_policy_decisions_total{decision=\"would-refuse\",policy=\"\",policy_namespace=\"\",policy_rule=\"\",action=\"allow\"} 1",
+        "weft_policy_decisions_total{decision=\"audited\",policy=\"watch\",policy_namespace=\"shop\",policy_rule=\"0\",action=\"audit\"} 1",
     ] {
         assert!(text.contains(counted), "{text}");
     }
