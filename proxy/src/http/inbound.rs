@@ -1,6 +1,6 @@
 //! One request to the own application, from another proxy (mTLS) or from outside of the mesh. Says who the caller has
-//! proved to be, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and retries nothing but
-//! what provably did not happen.
+//! proved to be, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and
+//! retries nothing but what provably did not happen.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use super::exchange::{Answer, Exchange, Served};
 use super::http1::LINGER;
 use super::incoming::Incoming;
 use super::pool::Destination;
+use super::recheck::Recheck;
 use super::server::Handler;
 use super::{headers, probe, upgrade};
 use crate::authorize::{self, Admitted, Authorization};
@@ -136,8 +137,11 @@ impl Handler for Inbound {
             }
             return told(exchange.refuse(&Reason::RateLimited.into()), counted);
         }
-        let upgrade = headers::wanted_upgrade(&request)
-            .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
+        let upgrade = headers::wanted_upgrade(&request).map(|protocol| Upgrade {
+            protocol,
+            recheck: self.recheck(&request),
+            client: hyper::upgrade::on(&mut request),
+        });
         let (head, body) = request.into_parts();
         let response = self
             .forward(exchange, Request::from_parts(head, ()), Source::new(body, MAX_BODY), wire, upgrade)
@@ -167,6 +171,7 @@ fn with_path(uri: &Uri, mut path: String) -> Option<Uri> {
 
 struct Upgrade {
     protocol: HeaderValue,
+    recheck: Recheck,
     client: OnUpgrade,
 }
 
@@ -207,6 +212,10 @@ impl Inbound {
             *request.uri_mut() = uri;
         }
         verdict
+    }
+
+    fn recheck(&self, request: &Request<Incoming>) -> Recheck {
+        Recheck::new(&self.worker, &self.peer, self.client.ip(), self.original.port(), request)
     }
 
     /// Looked up once for as long as the policies are the same.
@@ -289,7 +298,8 @@ impl Inbound {
                 headers::remove_reason(response.headers_mut());
                 match upgrade {
                     Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        upgrade::switch(&self.worker, exchange, upgrade.client, response, None)
+                        let until = upgrade.recheck.forbidden();
+                        upgrade::switch(&self.worker, exchange, upgrade.client, response, None, until)
                     }
                     None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                         exchange.refuse(&Reason::UpstreamProtocol.into())

@@ -23,6 +23,7 @@ pub(crate) mod patience;
 pub mod pool;
 pub(crate) mod probe;
 mod pushback;
+mod recheck;
 pub mod reply;
 pub(crate) mod server;
 mod upgrade;

@@ -379,7 +379,11 @@ impl Outbound {
         }
         if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match upgrade {
-                Some(client) => upgrade::switch(&self.worker, exchange, client, answer.response, clock),
+                Some(client) => {
+                    // The callee's proxy judges it.
+                    let until = std::future::pending();
+                    upgrade::switch(&self.worker, exchange, client, answer.response, clock, until)
+                }
                 None => exchange.refuse(&Reason::UpstreamProtocol.into()),
             };
         }

@@ -17,15 +17,18 @@ use super::headers;
 use super::incoming::Incoming;
 use crate::error::Error;
 use crate::forward::{self, Broken, Copied, Counts};
+use crate::tcp::End;
 use crate::worker::Worker;
 
-/// Passes the upstream's 101 on, and copies once both sides have changed over. Draining waits for it.
+/// Passes the upstream's 101 on, and copies once both sides have changed over, until there is a reason not to. Draining waits
+/// for it.
 pub(crate) fn switch(
     worker: &Rc<Worker>,
     mut exchange: Box<Exchange>,
     client: OnUpgrade,
     response: Response<Incoming>,
     clock: Option<Box<Clock>>,
+    until: impl Future<Output = End> + 'static,
 ) -> Response<Served> {
     let (mut head, body) = response.into_parts();
     let Incoming::Reply(reply) = body else { return exchange.refuse(&Reason::UpstreamProtocol.into()) };
@@ -43,18 +46,30 @@ pub(crate) fn switch(
         let counts = Counts::default();
         let copying = forward::copy(&mut client, &mut upstream, &counts);
         // The protocol has no end of its own: from here on only silence ends it.
-        let copied = match clock.and_then(Clock::of_stream) {
-            None => Ok(copying.await),
-            Some(clock) => unless_silent(clock, &counts, copying).await,
+        let copying = async {
+            match clock.and_then(Clock::of_stream) {
+                None => Ok(copying.await),
+                Some(clock) => unless_silent(clock, &counts, copying).await,
+            }
+        };
+        let copied = tokio::select! {
+            copied = copying => Ok(copied),
+            end = until => Err(end),
         };
         exchange.record.request_bytes = counts.sent();
         exchange.record.response_bytes = counts.received();
         match copied {
-            Ok(Copied { broken: Some(Broken::Upstream(e)), .. }) => {
+            Ok(Ok(Copied { broken: Some(Broken::Upstream(e)), .. })) => {
                 exchange.break_off(&Error::new(Reason::UpstreamReset, e));
             }
-            Ok(_) => {}
-            Err(reason) => exchange.break_off(&reason.into()),
+            Ok(Ok(_)) => {}
+            Ok(Err(reason)) => exchange.break_off(&reason.into()),
+            Err(end) => {
+                exchange.break_off(&end.error);
+                if end.authorization.is_some() {
+                    exchange.record.authorization = end.authorization;
+                }
+            }
         }
     });
     Response::from_parts(head, Served::empty())

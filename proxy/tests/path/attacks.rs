@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use http::HeaderValue;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -11,7 +13,7 @@ use weft_api::v1::{self, AuthorizationAction as Action, authorization_path::Path
 
 use crate::apps;
 use crate::authorization::{enforce, from, policy, rule, said, to};
-use crate::clients::{Http2, post, raw};
+use crate::clients::{Http1, Http2, fetch, get, post, raw};
 use crate::world::{Mesh, identity};
 
 fn only_public() -> Vec<v1::AuthorizationPolicy> {
@@ -207,6 +209,60 @@ async fn bulk_that_is_under_way_ends_when_a_policy_forbids_it() {
         };
         assert_eq!(mesh.back.log.find(fits).await["reason"], "policy-denied");
     }
+}
+
+/// What was a request once lasts as long as its connection.
+#[tokio::test]
+async fn a_websocket_ends_when_a_policy_or_a_mode_forbids_it() {
+    let (app, _) = apps::http(|mut request| async move {
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+            let mut buffer = [0; 100];
+            while let Ok(n @ 1..) = io.read(&mut buffer).await {
+                io.write_all(&buffer[..n]).await.unwrap();
+            }
+        });
+        let mut response = apps::status(101);
+        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        response
+    })
+    .await;
+    let mesh = Mesh::to(app);
+    let open = async |at, path| {
+        let mut request = get(path);
+        request.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        let response = Http1::connect(at).await.open(request).await;
+        assert_eq!(response.status(), 101);
+        TokioIo::new(hyper::upgrade::on(response).await.unwrap())
+    };
+    let is_open = async |io: &mut TokioIo<Upgraded>| {
+        let mut answer = [0; 5];
+        io.write_all(b"hello").await.is_ok() && matches!(io.read_exact(&mut answer).await, Ok(_))
+    };
+    let ends = async |mut io: TokioIo<Upgraded>| {
+        let end = timeout(Duration::from_secs(10), io.read(&mut [0; 5])).await.expect("an end");
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+    };
+    let admin = open(mesh.front.outbound, "/admin/ws").await;
+    let mut public = open(mesh.front.outbound, "/public/ws").await;
+    let mut plain = open(mesh.back.inbound, "/public/ws").await;
+    enforce(&mesh.back, only_public());
+    ends(admin).await;
+    assert!(is_open(&mut public).await && is_open(&mut plain).await);
+    let line = mesh.back.log.find(|line| line["path"] == "/admin/ws").await;
+    assert_eq!((&line["code"], &line["reason"]), (&101.into(), &"policy-denied".into()), "{line}");
+    // From outside of the mesh it needs plain text, which is forbidden now.
+    mesh.back.workload("back", |own| own.mtls = v1::MtlsMode::Strict.into());
+    ends(plain).await;
+    assert!(is_open(&mut public).await);
+    // Under rules for paths one is opened that they do not allow: it is not.
+    enforce(&mesh.back, only_public());
+    let mut request = get("/admin/ws");
+    request.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+    request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+    assert_eq!(said(&fetch(mesh.front.outbound, request).await), (403, "policy-denied"));
 }
 
 /// A caller that is in the mesh, and drops to plain text to be somebody else, or nobody.

@@ -1,0 +1,80 @@
+//! A request that has changed its protocol lasts as long as its connection. Looks again, whenever the configuration changes,
+//! whether the own workload would still let it in. It ends nothing itself.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, Request, Uri};
+use weft_api::{Identity, Reason};
+
+use super::inbound::Peer;
+use crate::authorize::Asked;
+use crate::snapshot::{MtlsMode, Workload};
+use crate::tcp::End;
+use crate::worker::Worker;
+
+/// What was asked for, and by whom.
+pub(super) struct Recheck {
+    worker: Rc<Worker>,
+    /// Callers from outside of the mesh have none.
+    caller: Option<Arc<Identity>>,
+    client: IpAddr,
+    port: u16,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Recheck {
+    pub(super) fn new<B>(
+        worker: &Rc<Worker>,
+        peer: &Peer,
+        client: IpAddr,
+        port: u16,
+        request: &Request<B>,
+    ) -> Self {
+        let caller = match peer {
+            Peer::Mesh { party, .. } => party.identity.clone(),
+            Peer::Outside => None,
+        };
+        Self {
+            worker: Rc::clone(worker),
+            caller,
+            client,
+            port,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        }
+    }
+
+    /// Waits until it would not be let in any more.
+    pub(super) async fn forbidden(self) -> End {
+        let store = &self.worker.proxy.store;
+        let mut changed = store.changed();
+        loop {
+            let workload = store.load().workload.clone();
+            if let Some(end) = self.end(workload.as_deref()) {
+                return end;
+            }
+            drop(workload);
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn end(&self, workload: Option<&Workload>) -> Option<End> {
+        let mode = workload.map_or(MtlsMode::Strict, |own| own.mtls_for(self.port));
+        if self.caller.is_none() && mode == MtlsMode::Strict {
+            return Some(End { error: Reason::MtlsRequired.into(), authorization: None });
+        }
+        let policies = workload?.authorization.as_ref()?;
+        let asked = Asked { method: &self.method, uri: &self.uri, headers: &self.headers };
+        let admitted = policies.admit(self.caller.as_deref(), self.client, self.port);
+        let verdict = admitted.request(&asked).verdict;
+        let error = verdict.refused.as_ref()?.error();
+        Some(End { error, authorization: verdict.noted() })
+    }
+}
