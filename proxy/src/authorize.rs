@@ -250,12 +250,17 @@ impl Authorization {
         let looks = |(number, target): &(u32, Target)| {
             target.of_http() || !rules.get(*number as usize).is_none_or(|(_, when)| when.is_empty())
         };
+        let mut targets = Vec::with_capacity(to.len());
+        for (number, target) in &to {
+            let when = rules.get(*number as usize).map_or(&[][..], |(_, when)| when);
+            targets.push((target, when));
+        }
         Self {
             of_http: Bits::of(to.iter().map(looks)),
             of_paths: Bits::of(to.iter().map(|(_, target)| !target.paths.is_empty())),
             rule_of: to.iter().map(|(number, _)| *number).collect(),
             sources: Sources::new(own, &from),
-            targets: Targets::new(&to.iter().map(|(_, target)| target).collect::<Vec<_>>()),
+            targets: Targets::new(&targets),
             rules,
             ends,
             allowing: allowing(policies, |policy| !policy.dry_run),
@@ -436,7 +441,7 @@ impl Admitted {
     fn at(&self, asked: &Asked<'_>, path: &str) -> Verdict {
         let own = &self.authorization;
         let host = host::of_request(asked.uri, asked.headers);
-        own.targets.fitting(&self.targets, asked.method, host, path, |fitting| {
+        own.targets.fitting(&self.targets, asked, host, path, |fitting| {
             // Of a header that is there several times, nobody knows which value the application reads.
             let deny = |target| own.holds(target, |wanted| wanted.fits(asked.headers));
             let allow = |target| own.holds(target, |wanted| wanted.fits_each(asked.headers));

@@ -319,7 +319,8 @@ impl HeaderMatch {
     }
 }
 
-fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+/// A value of whatever bytes.
+pub(crate) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     value.to_str().map_or_else(|_| String::from_utf8_lossy(value.as_bytes()), Cow::Borrowed)
 }
 

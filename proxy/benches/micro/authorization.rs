@@ -29,6 +29,8 @@ fn policies(count: u32, rule: impl Fn(u32) -> v1::AuthorizationRule) -> v1::ToPr
     let policies = (0..count).map(policy).collect();
     let workload = v1::Workload {
         namespace: "shop".into(),
+        pod: "back-0".into(),
+        name: "back".into(),
         identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
         mtls: v1::MtlsMode::Strict.into(),
         authorization: Some(v1::Authorization { policies, level: 1 }),
@@ -60,7 +62,7 @@ fn by_caller(n: u32) -> v1::AuthorizationRule {
     v1::AuthorizationRule { from: vec![from], ..named(n) }
 }
 
-/// Each for a header of its own: what no index takes.
+/// Each for a header of its own.
 fn by_header(n: u32) -> v1::AuthorizationRule {
     let header = v1::HeaderMatch { name: "x-user".into(), value: Some(Value::Exact(format!("user-{n}"))) };
     v1::AuthorizationRule {

@@ -42,6 +42,12 @@ impl Bits {
         }
     }
 
+    pub(super) fn unite(&mut self, other: &Self) {
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word |= other;
+        }
+    }
+
     pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
         for (number, word) in self.0.iter_mut().enumerate() {
             let mut left = *word;
@@ -77,6 +83,45 @@ impl Bits {
     }
 }
 
+/// Those who ask for one value: a list while it is shorter than a set would be. So that it costs a word for every 64 that there
+/// are at the most to put them all into a set, however many ask for the same.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Members {
+    Few(Vec<u32>),
+    Many(Bits),
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Members {
+    /// `room`: numbers are below it.
+    pub(super) fn push(&mut self, number: usize, room: usize) {
+        match self {
+            Self::Few(few) if few.len() < room.div_ceil(64) => {
+                few.push(u32::try_from(number).unwrap_or(u32::MAX));
+            }
+            Self::Few(few) => {
+                let mut many = Bits::none(room);
+                few.iter().for_each(|number| many.set(*number as usize));
+                many.set(number);
+                *self = Self::Many(many);
+            }
+            Self::Many(many) => many.set(number),
+        }
+    }
+
+    pub(super) fn put_into(&self, bits: &mut Bits) {
+        match self {
+            Self::Few(few) => few.iter().for_each(|number| bits.set(*number as usize)),
+            Self::Many(many) => bits.unite(many),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +129,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
+        #[test]
+        fn few_and_many_members_are_the_same(given in prop::collection::vec(0usize..200, 0..40), before in prop::collection::btree_set(0usize..200, 0..40)) {
+            let mut members = Members::default();
+            given.iter().for_each(|number| members.push(*number, 200));
+            let mut into = Bits::of((0..200).map(|n| before.contains(&n)));
+            members.put_into(&mut into);
+            prop_assert!((0..200).all(|n| into.has(n) == (before.contains(&n) || given.contains(&n))));
+            prop_assert_eq!(matches!(members, Members::Few(_)), given.len() <= 4);
+        }
+
         #[test]
         fn bits_are_a_set(a in prop::collection::btree_set(0usize..200, 0..40), b in prop::collection::btree_set(0usize..200, 0..40), from in 0usize..210, more in 0usize..210) {
             let of = |set: &BTreeSet<usize>| Bits::of((0..200).map(|n| set.contains(&n)));

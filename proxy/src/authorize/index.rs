@@ -7,32 +7,34 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use http::Method;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use weft_api::Identity;
 
 use super::address::Block;
-use super::bits::Bits;
+use super::bits::{Bits, Members};
 use super::segments::Tree;
-use super::{Source, Target};
+use super::{Asked, Source, Target};
 use crate::route::host::HostMatch;
+use crate::route::{HeaderMatch, ValueMatch, text_of};
 
 /// One respect: who has no condition in it, and who asks for which value.
 #[derive(Debug)]
 struct Respect<K> {
     free: Bits,
-    by: HashMap<K, Vec<u32>>,
+    by: HashMap<K, Members>,
 }
 
 impl<K: Eq + Hash> Respect<K> {
     fn new<'a, T: 'a>(of: impl ExactSizeIterator<Item = &'a T>, keys: impl Fn(&'a T) -> Vec<K>) -> Self {
-        let (mut free, mut by) = (Bits::none(of.len()), HashMap::<K, Vec<u32>>::new());
+        let room = of.len();
+        let (mut free, mut by) = (Bits::none(room), HashMap::<K, Members>::new());
         for (number, one) in of.enumerate() {
             let keys = keys(one);
             if keys.is_empty() {
                 free.set(number);
             }
             for key in keys {
-                by.entry(key).or_default().push(u32::try_from(number).unwrap_or(u32::MAX));
+                by.entry(key).or_default().push(number, room);
             }
         }
         Self { free, by }
@@ -47,8 +49,8 @@ impl<K: Eq + Hash> Respect<K> {
     where
         K: Borrow<Q>,
     {
-        for number in self.by.get(value).into_iter().flatten() {
-            into.set(*number as usize);
+        if let Some(members) = self.by.get(value) {
+            members.put_into(into);
         }
     }
 }
@@ -117,10 +119,57 @@ pub(super) fn spellings(text: &str, mut each: impl FnMut(&str)) {
     }
 }
 
+/// Of the headers that a rule asks for, the first whose whole value it gives: the others are looked at one by one.
+#[derive(Debug)]
+struct Values {
+    free: Bits,
+    by: HashMap<HeaderName, HashMap<String, Members>>,
+}
+
+impl Values {
+    fn new<'a>(of: impl ExactSizeIterator<Item = &'a [HeaderMatch]>) -> Self {
+        let room = of.len();
+        let (mut free, mut by) = (Bits::none(room), HashMap::<HeaderName, HashMap<String, Members>>::new());
+        for (number, when) in of.enumerate() {
+            let whole = when.iter().find_map(|wanted| match &wanted.value {
+                ValueMatch::Exact(value) => Some((&wanted.name, value)),
+                _ => None,
+            });
+            match whole {
+                Some((name, value)) => {
+                    let values = by.entry(name.clone()).or_default();
+                    values.entry(value.clone()).or_default().push(number, room);
+                }
+                None => free.set(number),
+            }
+        }
+        Self { free, by }
+    }
+
+    /// Those of which any value fits.
+    fn add(&self, headers: &HeaderMap, into: &mut Bits) {
+        let mut put = |values: &HashMap<String, Members>, value: &HeaderValue| {
+            if let Some(members) = values.get(&*text_of(value)) {
+                members.put_into(into);
+            }
+        };
+        if self.by.len() <= headers.keys_len() {
+            for (name, values) in &self.by {
+                headers.get_all(name).iter().for_each(|value| put(values, value));
+            }
+        } else {
+            for (name, value) in headers {
+                self.by.get(name).into_iter().for_each(|values| put(values, value));
+            }
+        }
+    }
+}
+
 /// What is asked for.
 #[derive(Debug)]
 pub(super) struct Targets {
     ports: Respect<u16>,
+    values: Values,
     methods: Respect<Method>,
     /// Names, and with a dot in front what all names below one end with.
     hosts: Respect<String>,
@@ -135,16 +184,20 @@ thread_local! {
 }
 
 impl Targets {
-    pub(super) fn new(all: &[&Target]) -> Self {
-        let mut paths = Tree::default();
+    /// Each with the conditions of its rule.
+    pub(super) fn new(all: &[(&Target, &[HeaderMatch])]) -> Self {
+        let whens = all.iter().map(|(_, when)| *when);
+        let values = Values::new(whens);
+        let all: Vec<&Target> = all.iter().map(|(target, _)| *target).collect();
+        let mut paths = Tree::new(all.len());
         for (number, target) in all.iter().enumerate() {
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
             target.paths.iter().for_each(|path| paths.insert(path, number));
         }
         let host = |host: &HostMatch| match host {
             HostMatch::Exact(name) | HostMatch::Below(name) => name.clone(),
         };
         Self {
+            values,
             ports: Respect::new(all.iter(), |target| target.ports.clone()),
             methods: Respect::new(all.iter(), |target| target.methods.clone()),
             hosts: Respect::new(all.iter(), |target| target.hosts.iter().map(host).collect()),
@@ -165,7 +218,7 @@ impl Targets {
     pub(super) fn fitting<T>(
         &self,
         left: &Bits,
-        method: &Method,
+        asked: &Asked<'_>,
         host: Option<&str>,
         path: &str,
         then: impl FnOnce(&Bits) -> T,
@@ -174,7 +227,12 @@ impl Targets {
             fitting.become_like(left);
             if !self.methods.is_idle() {
                 these.become_like(&self.methods.free);
-                self.methods.add(method, these);
+                self.methods.add(asked.method, these);
+                fitting.intersect(these);
+            }
+            if !self.values.by.is_empty() {
+                these.become_like(&self.values.free);
+                self.values.add(asked.headers, these);
                 fitting.intersect(these);
             }
             if !self.hosts.is_idle() {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::bits::Bits;
+use super::bits::{Bits, Members};
 use crate::path;
 
 /// A path, leading segments of one, or a template of one.
@@ -98,34 +98,43 @@ fn split(path: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Rules of many, by their numbers.
-#[derive(Debug, Default)]
-pub(super) struct Tree(Node);
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: Node,
+    room: usize,
+}
 
 #[derive(Debug, Default)]
 struct Node {
     literal: HashMap<Box<str>, Node>,
     any: Option<Box<Node>>,
-    here: Vec<u32>,
-    below: Vec<u32>,
+    here: Members,
+    below: Members,
 }
 
 impl Tree {
-    pub(super) fn insert(&mut self, rule: &PathRule, number: u32) {
-        let mut node = &mut self.0;
+    /// `room`: numbers are below it.
+    pub(super) fn new(room: usize) -> Self {
+        Self { root: Node::default(), room }
+    }
+
+    pub(super) fn insert(&mut self, rule: &PathRule, number: usize) {
+        let mut node = &mut self.root;
         for segment in &rule.segments {
             node = match segment {
                 Some(literal) => node.literal.entry(literal.clone()).or_default(),
                 None => &mut **node.any.get_or_insert_default(),
             };
         }
-        if rule.below { node.below.push(number) } else { node.here.push(number) }
+        let members = if rule.below { &mut node.below } else { &mut node.here };
+        members.push(number, self.room);
     }
 
     /// Puts in the numbers of all that fit.
     pub(super) fn find(&self, path: &str, into: &mut Bits) {
         // "*" and the like fit no rule.
         if let Some(rest) = path.strip_prefix('/') {
-            self.0.find(Some(rest), into);
+            self.root.find(Some(rest), into);
         }
     }
 }
@@ -133,10 +142,8 @@ impl Tree {
 impl Node {
     // As deep as the longest rule, not as the path.
     fn find(&self, rest: Option<&str>, into: &mut Bits) {
-        self.below.iter().for_each(|number| into.set(*number as usize));
-        let Some(rest) = rest else {
-            return self.here.iter().for_each(|number| into.set(*number as usize));
-        };
+        self.below.put_into(into);
+        let Some(rest) = rest else { return self.here.put_into(into) };
         let (segment, rest) = match rest.split_once('/') {
             Some((segment, rest)) => (segment, Some(rest)),
             None => (rest, None),
@@ -180,7 +187,7 @@ mod tests {
         ] {
             let rule = rule.unwrap();
             assert_eq!(rule.fits(path), fits, "{rule:?} {path}");
-            let (mut tree, mut found) = (Tree::default(), Bits::none(1));
+            let (mut tree, mut found) = (Tree::new(1), Bits::none(1));
             tree.insert(&rule, 0);
             tree.find(path, &mut found);
             assert_eq!(found.has(0), fits, "{rule:?} {path}");
@@ -204,8 +211,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_tree_finds_just_the_rules_that_fit(rules in prop::collection::vec(rule(), 0..20), path in "(/[ab]{1,2}){0,4}/?") {
-            let (mut tree, mut found) = (Tree::default(), Bits::none(rules.len()));
-            rules.iter().enumerate().for_each(|(number, rule)| tree.insert(rule, number as u32));
+            let (mut tree, mut found) = (Tree::new(rules.len()), Bits::none(rules.len()));
+            rules.iter().enumerate().for_each(|(number, rule)| tree.insert(rule, number));
             tree.find(&path, &mut found);
             for (number, rule) in rules.iter().enumerate() {
                 prop_assert_eq!(found.has(number), rule.fits(&path), "{:?} {}", rule, &path);

@@ -167,11 +167,17 @@ fn target() -> impl Strategy<Value = Target> {
 
 fn rule() -> impl Strategy<Value = Rule> {
     let user = |value| HeaderMatch { name: http::HeaderName::from_static("x-user"), value };
-    let when = vec![user(ValueMatch::Exact("ann".into())), user(ValueMatch::Present(false))];
+    let when = vec![
+        vec![user(ValueMatch::Exact("ann".into()))],
+        vec![user(ValueMatch::Exact("bob".into()))],
+        vec![user(ValueMatch::Present(true)), user(ValueMatch::Exact("bob".into()))],
+        vec![user(ValueMatch::Exact("ann".into())), user(ValueMatch::Exact("bob".into()))],
+        vec![user(ValueMatch::Present(false))],
+    ];
     (
         prop::collection::vec(source(), 0..3),
         prop::collection::vec(target(), 0..3),
-        prop_oneof![3 => Just(Vec::new()), 1 => select(when).prop_map(|one| vec![one])],
+        prop_oneof![3 => Just(Vec::new()), 1 => select(when)],
     )
         .prop_map(|(from, to, when)| Rule { name: "r".into(), from, to, when })
 }
