@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,19 +51,37 @@ const CONFIGURED: Duration = Duration::from_secs(2);
 const ONLY_HTTP: &str =
     "this port has a rate limit, and the client does not speak HTTP that could be counted";
 
+/// What is left to do once it is known what a connection is.
+type Rest<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
 /// Serves one connection to its end.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
-    mut client: TcpStream,
+    client: TcpStream,
     peer: SocketAddr,
     original_dst: &OriginalDst,
 ) {
+    // Boxed, and gone before the rest begins: a connection that lasts shall not hold the room for its beginning.
+    let rest = Box::pin(begin(worker, client, peer, original_dst)).await;
+    if let Some(rest) = rest {
+        rest.await;
+    }
+}
+
+/// What the connection is, and whether it is allowed.
+async fn begin<'a>(
+    worker: &'a Rc<Worker>,
+    mut client: TcpStream,
+    peer: SocketAddr,
+    original_dst: &OriginalDst,
+) -> Option<Rest<'a>> {
     let (accepted, peer) = (Instant::now(), canonical(peer));
     let original = match original_dst.of(&client, Direction::Inbound) {
         Ok(original) => original,
         Err(e) => {
             let detail = e.to_string();
-            return worker.proxy.refuse(Direction::Inbound, Reason::BadRequest, peer, Some(&detail));
+            worker.proxy.refuse(Direction::Inbound, Reason::BadRequest, peer, Some(&detail));
+            return None;
         }
     };
     let snapshot = configured(worker).await;
@@ -77,18 +96,12 @@ pub(crate) async fn serve(
     let mut head = BytesMut::new();
     let spoke = if mode == MtlsMode::Strict || connection.speaks_http() || connection.closed_to(None) {
         // In each of these the client speaks first, or nothing that the application says may reach it.
-        match connection.first(&mut client, &mut head).await {
-            Some(first) => Spoke::Client(first),
-            None => return,
-        }
+        Spoke::Client(connection.first(&mut client, &mut head).await?)
     } else {
         let dial = || tcp::dial_plain(worker, original);
-        match Box::pin(silence::end(&mut client, &mut head, SILENCE, dial)).await {
-            Ok(spoke) => spoke,
-            Err(_) => return,
-        }
+        silence::end(&mut client, &mut head, SILENCE, dial).await.ok()?
     };
-    connection.spoken(spoke, Prefixed::new(head.freeze(), client)).await;
+    connection.spoken(spoke, Prefixed::new(head.freeze(), client)).await
 }
 
 struct Connection<'a> {
@@ -101,7 +114,7 @@ struct Connection<'a> {
     accepted: Instant,
 }
 
-impl Connection<'_> {
+impl<'a> Connection<'a> {
     async fn first(&self, client: &mut TcpStream, head: &mut BytesMut) -> Option<First> {
         match timeout(BEGIN, self.first_by_protocol(client, head)).await {
             Ok(first) => first.ok(),
@@ -129,25 +142,24 @@ impl Connection<'_> {
         matches!(self.protocol, Protocol::Http1 | Protocol::Http2)
     }
 
-    async fn spoken(self, spoke: Spoke, client: Prefixed<TcpStream>) {
+    async fn spoken(self, spoke: Spoke, client: Prefixed<TcpStream>) -> Option<Rest<'a>> {
         let (first, upstream) = match spoke {
             Spoke::Client(first) => (first, None),
             Spoke::ClientOpaque(first, upstream) => (first, Some(upstream)),
-            Spoke::Server { upstream, .. } => return Box::pin(self.copy(None, client, Some(upstream))).await,
-            Spoke::Nobody(error) => return self.opaque().refuse(&error),
+            Spoke::Server { upstream, .. } => return Some(Box::pin(self.copy(None, client, Some(upstream)))),
+            Spoke::Nobody(error) => {
+                self.opaque().refuse(&error);
+                return None;
+            }
         };
         match first {
-            First::Nothing => {}
+            First::Nothing => None,
             First::Tls(hello) if hello.weft => self.by_mtls(client).await,
-            _ if self.mode == MtlsMode::Strict => Box::pin(self.refuse_plaintext(first, client)).await,
-            First::Http1 if self.takes_http() => {
-                Box::pin(self.http(Wire::Http1, client, Peer::Outside)).await
-            }
-            First::Http2 if self.takes_http() => {
-                Box::pin(self.http(Wire::Http2, client, Peer::Outside)).await
-            }
-            First::Http1 | First::Http2 | First::Opaque => Box::pin(self.copy(None, client, upstream)).await,
-            First::Tls(hello) => Box::pin(self.copy(Some(hello), client, upstream)).await,
+            _ if self.mode == MtlsMode::Strict => self.refuse_plaintext(first, client),
+            First::Http1 if self.takes_http() => Some(self.http(Wire::Http1, client, Peer::Outside)),
+            First::Http2 if self.takes_http() => Some(self.http(Wire::Http2, client, Peer::Outside)),
+            First::Http1 | First::Http2 | First::Opaque => Some(Box::pin(self.copy(None, client, upstream))),
+            First::Tls(hello) => Some(Box::pin(self.copy(Some(hello), client, upstream))),
         }
     }
 
@@ -156,12 +168,13 @@ impl Connection<'_> {
     }
 
     /// mTLS from another proxy: the ALPN says what is inside.
-    async fn by_mtls(self, client: Prefixed<TcpStream>) {
+    async fn by_mtls(self, client: Prefixed<TcpStream>) -> Option<Rest<'a>> {
         if self.mode == MtlsMode::Disable {
-            return self.refuse(Reason::ClientCertificate, Some("mTLS is disabled for this port"));
+            self.refuse(Reason::ClientCertificate, Some("mTLS is disabled for this port"));
+            return None;
         }
         let acceptor = TlsAcceptor::from(self.worker.proxy.tls.server());
-        let tls = match timeout(HANDSHAKE, Box::pin(acceptor.accept(Ahead::new(client)))).await {
+        let tls = match timeout(HANDSHAKE, acceptor.accept(Ahead::new(client))).await {
             Ok(Ok(tls)) => Box::new(tls),
             Ok(Err(e)) => {
                 let of_client = matches!(
@@ -169,22 +182,28 @@ impl Connection<'_> {
                     Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
                 );
                 let reason = if of_client { Reason::ClientCertificate } else { Reason::TlsHandshake };
-                return self.refuse(reason, Error::new(reason, e).detail().as_deref());
+                self.refuse(reason, Error::new(reason, e).detail().as_deref());
+                return None;
             }
-            Err(_) => return self.refuse(Reason::TlsHandshake, Some("the handshake took too long")),
+            Err(_) => {
+                self.refuse(Reason::TlsHandshake, Some("the handshake took too long"));
+                return None;
+            }
         };
         let (peer, alpn) = match verified(&tls) {
             Ok(verified) => verified,
-            Err(error) => return self.refuse(error.reason(), error.detail().as_deref()),
-        };
-        // Each boxed: for as long as the connection lasts, it shall hold what it serves, and not what it might have.
-        match alpn {
-            Alpn::Http1 => Box::pin(self.http(Wire::Http1, tls, peer)).await,
-            Alpn::Http2 => Box::pin(self.http(Wire::Http2, tls, peer)).await,
-            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(peer.caller()) => {
-                Box::pin(self.tunnelled(tls, peer)).await
+            Err(error) => {
+                self.refuse(error.reason(), error.detail().as_deref());
+                return None;
             }
-            Alpn::Tcp => Box::pin(self.copy_of(peer, tls)).await,
+        };
+        match alpn {
+            Alpn::Http1 => Some(self.http(Wire::Http1, tls, peer)),
+            Alpn::Http2 => Some(self.http(Wire::Http2, tls, peer)),
+            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(peer.caller()) => {
+                self.tunnelled(tls, peer).await
+            }
+            Alpn::Tcp => Some(Box::pin(self.copy_of(peer, tls))),
         }
     }
 
@@ -228,7 +247,11 @@ impl Connection<'_> {
     /// Opaque bytes by mTLS to a port that has limits, is declared to speak HTTP, or takes none from this caller. They may be
     /// HTTP all the same, of a client that spoke late, or that the other proxy was made to take for something else: past the
     /// HTTP server it could state any identity.
-    async fn tunnelled(self, mut tls: Box<TlsStream<Ahead<Prefixed<TcpStream>>>>, peer: Peer) {
+    async fn tunnelled(
+        self,
+        mut tls: Box<TlsStream<Ahead<Prefixed<TcpStream>>>>,
+        peer: Peer,
+    ) -> Option<Rest<'a>> {
         let mut head = BytesMut::new();
         let first = self.first_by_protocol(&mut tls, &mut head);
         let first = if self.limited() || self.speaks_http() {
@@ -239,48 +262,54 @@ impl Connection<'_> {
         };
         let client = Prefixed::new(head.freeze(), tls);
         match first {
-            Ok(First::Http1) => self.http(Wire::Http1, client, peer).await,
-            Ok(First::Http2) => self.http(Wire::Http2, client, peer).await,
-            Ok(First::Nothing) | Err(_) => {}
+            Ok(First::Http1) => Some(self.http(Wire::Http1, client, peer)),
+            Ok(First::Http2) => Some(self.http(Wire::Http2, client, peer)),
+            Ok(First::Nothing) | Err(_) => None,
             Ok(First::Tls(_) | First::Opaque) if self.limited() => {
                 self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
+                None
             }
-            Ok(First::Tls(_) | First::Opaque) => self.copy_of(peer, client).await,
+            Ok(First::Tls(_) | First::Opaque) => Some(Box::pin(self.copy_of(peer, client))),
         }
     }
 
     /// Strict: HTTP gets an answer, and the pod's probes pass; the rest is closed.
-    async fn refuse_plaintext(self, first: First, client: Prefixed<TcpStream>) {
+    fn refuse_plaintext(self, first: First, client: Prefixed<TcpStream>) -> Option<Rest<'a>> {
         match first {
-            First::Http1 => self.http(Wire::Http1, client, Peer::Outside).await,
-            First::Http2 => self.http(Wire::Http2, client, Peer::Outside).await,
-            _ => self.opaque().refuse(&Reason::MtlsRequired.into()),
+            First::Http1 => Some(self.http(Wire::Http1, client, Peer::Outside)),
+            First::Http2 => Some(self.http(Wire::Http2, client, Peer::Outside)),
+            _ => {
+                self.opaque().refuse(&Reason::MtlsRequired.into());
+                None
+            }
         }
     }
 
-    async fn http<IO>(self, wire: Wire, client: IO, peer: Peer)
+    fn http<IO>(self, wire: Wire, client: IO, peer: Peer) -> Rest<'a>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { worker, peer: address, original, snapshot, accepted, .. } = self;
-        drop(snapshot);
+        let Self { worker, peer: address, original, accepted, .. } = self;
         worker.proxy.metrics.detected(accepted.elapsed());
-        let source = match &peer {
-            Peer::Mesh { party, .. } => party.clone(),
-            Peer::Outside => Party::default(),
-        };
-        let handler = Inbound {
+        let handler = Rc::new(Inbound {
             worker: Rc::clone(worker),
             client: address,
             original,
             peer,
             admitted: RefCell::default(),
-        };
-        let served = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Inbound)).await;
-        if let Err(e) = served {
-            let own = worker.proxy.party(&worker.proxy.store.load());
-            Exchange::unread(&worker.proxy, Direction::Inbound, address, [source, own], &e);
-        }
+        });
+        let leave = worker.leaving(Direction::Inbound);
+        Box::pin(async move {
+            let served = server::serve(client, wire, Rc::clone(&handler), leave).await;
+            if let Err(e) = served {
+                let source = match &handler.peer {
+                    Peer::Mesh { party, .. } => party.clone(),
+                    Peer::Outside => Party::default(),
+                };
+                let own = worker.proxy.party(&worker.proxy.store.load());
+                Exchange::unread(&worker.proxy, Direction::Inbound, handler.client, [source, own], &e);
+            }
+        })
     }
 
     async fn copy(

@@ -54,17 +54,17 @@ pub(crate) async fn serve(
     let accepted_at = client.local_addr().map_or(original, canonical);
     let lease = worker.proxy.store.lease(original);
     let connection = Connection { worker, peer, original, accepted: Instant::now() };
-    let mut outside = false;
-    let spoken = match worker.proxy.store.resolve(original).await {
-        Ok(Target::External) => {
-            outside = true;
-            let snapshot = worker.proxy.store.load();
-            // Boxed: the rarer way, whose state would make the task of every connection larger.
-            Box::pin(connection.outside(client, &snapshot)).await
+    let target = worker.proxy.store.resolve(original).await;
+    let outside = matches!(target, Ok(Target::External));
+    // Boxed, and gone before HTTP begins: a connection that lasts shall not hold the room for what it is not.
+    let spoken = Box::pin(async {
+        match target {
+            Ok(Target::External) => connection.outside(client, &worker.proxy.store.load()).await,
+            Ok(target) => connection.by_service(client, &target).await,
+            Err(reason) => connection.explain(client, reason).await,
         }
-        Ok(target) => connection.by_service(client, &target).await,
-        Err(reason) => connection.explain(client, reason).await,
-    };
+    })
+    .await;
     let Some((wire, client)) = spoken else { return };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
     let phase = Phase::of(Ends { client: peer, called: original, accepted: accepted_at });

@@ -142,6 +142,8 @@ fn framing(
     let bodiless =
         status.is_informational() || matches!(status.as_u16(), 204 | 304) || *method == Method::HEAD;
     let (mut coded, mut chunked, mut sized) = (false, false, None);
+    // As it should be written: once, and with no zero before it.
+    let mut canonical = true;
     for line in lines {
         if line.name.len() == 17 && is(line, "transfer-encoding") {
             coded = true;
@@ -149,7 +151,9 @@ fn framing(
             let last = line.value.rsplit(|b| *b == b',').next().unwrap_or_default();
             chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
         } else if line.name.len() == 14 && is(line, "content-length") {
-            for size in line.value.split(|b| *b == b',') {
+            canonical &= sized.is_none() && (line.value.first() != Some(&b'0') || line.value == b"0");
+            for (n, size) in line.value.split(|b| *b == b',').enumerate() {
+                canonical &= n == 0;
                 let size = digits(size.trim_ascii()).ok_or(Malformed::Head)?;
                 if sized.replace(size).is_some_and(|before| before != size) {
                     return Err(Malformed::Head);
@@ -163,10 +167,12 @@ fn framing(
     match sized {
         // RFC 9112 section 6.3: the coding counts, and nobody behind shall think otherwise.
         Some(_) if coded => drop(headers.remove(CONTENT_LENGTH)),
-        Some(size) => drop(headers.insert(CONTENT_LENGTH, HeaderValue::from(size))),
-        None => {}
+        Some(size) if !canonical => drop(headers.insert(CONTENT_LENGTH, HeaderValue::from(size))),
+        _ => {}
     }
-    headers.remove(TRANSFER_ENCODING);
+    if coded {
+        headers.remove(TRANSFER_ENCODING);
+    }
     Ok(match (coded, chunked, sized) {
         _ if bodiless => Framing::Sized(0),
         (true, true, _) => Framing::Chunked,
@@ -296,7 +302,13 @@ mod tests {
     fn the_end_of_a_response_is_known_by_its_head() {
         let get = |lines: &str| framed(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n"), Method::GET);
         assert_eq!(get("content-length: 5\r\n"), Ok((Framing::Sized(5), true)));
-        assert_eq!(get("content-length: 5, 5\r\ncontent-length: 5\r\n"), Ok((Framing::Sized(5), true)));
+        for long in ["5, 5\r\ncontent-length: 5", "005", "5,5", "5\r\ncontent-length: 5", " 5 \t"] {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {long}\r\n\r\n");
+            let Ok(Read::Whole(got, _)) = response(head.as_bytes(), &Method::GET) else { panic!("{long:?}") };
+            assert_eq!(got.framing, Framing::Sized(5));
+            let passed_on: Vec<_> = got.response.headers().get_all(CONTENT_LENGTH).iter().collect();
+            assert_eq!(passed_on, ["5"], "{long:?}");
+        }
         assert_eq!(get("transfer-encoding: chunked\r\n"), Ok((Framing::Chunked, true)));
         assert_eq!(
             get("transfer-encoding: gzip, Chunked\r\ncontent-length: 5\r\n"),

@@ -14,13 +14,13 @@ use http::{HeaderValue, Method, Response};
 use hyper::body::Body;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Sleep, sleep, timeout};
-use tokio_util::sync::WaitForCancellationFuture;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use weft_api::Reason;
 
 use super::head::{self, Plain, Read};
 use super::output::{Output, Taken};
 use super::upload::{Client, Shared};
-use super::write::{self, Answering, Length};
+use super::write::{self, Length};
 use super::{Io, LINGER, MAX_HEAD};
 use crate::error::Error;
 use crate::http::client::Wire;
@@ -34,11 +34,9 @@ use crate::prefixed::Prefixed;
 /// What is left to hyper.
 pub(crate) type Rest = Prefixed<Box<dyn Io>>;
 
-/// What a client has sent.
-#[allow(clippy::large_enum_variant, reason = "moved once, and most often that one")]
-enum Next {
-    Plain(Plain),
-    /// It is not plain, or it is time to leave.
+/// Why no plain request follows.
+enum Stop {
+    /// What follows is not plain, or it is time to leave.
     Other,
     /// The client is done.
     End,
@@ -56,36 +54,56 @@ pub(crate) async fn serve<H: Handler>(
     let leaving = leave.map(|leave| leave.drain.cancelled());
     let mut leaving = pin!(leaving);
     loop {
-        let plain = match next(&shared, leaving.as_mut()).await {
-            Next::Plain(plain) => plain,
-            Next::Other => return Ok(Some(shared.with(Client::rest))),
-            Next::End => {
+        // What is large is handled by plain functions: this future has the size of all that it holds over any `await`, and each
+        // connection has one.
+        let begun = next(&shared, leaving.as_mut()).await.map(|plain| begin(&shared, handler, plain));
+        let (mut handling, answering) = match begun {
+            Ok(begun) => begun,
+            Err(Stop::Other) => return Ok(Some(shared.with(Client::rest))),
+            Err(Stop::End) => {
                 close(&shared).await;
                 return Ok(None);
             }
-            Next::Late => return Err(late(shared.with(Client::rest)).await),
+            Err(Stop::Late) => return Err(late(shared.with(Client::rest)).await),
         };
-        let Plain { request, length, last, trailers } = plain;
-        let method = request.method().clone();
-        let upload = shared.begin(length);
-        let request = request.map(|()| Incoming::Upload(upload));
-        // Boxed: a connection that waits for a request shall not hold the room for it.
-        let mut handling = Box::pin(Rc::clone(handler).handle(request, Wire::Http1));
+        let drain = leave.map(|leave| leave.drain);
         let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Ready(response) => Poll::Ready(Some(answering.write(response, drain))),
             Poll::Pending => shared.poll_gone(cx).map(|()| None),
         });
-        let Some(response) = answered.await else { return Ok(None) };
+        let Some(answer) = answered.await else { return Ok(None) };
         drop(handling);
-        let last = last || leave.is_some_and(|leave| leave.drain.is_cancelled());
-        if !respond(&shared, response, &method, last, trailers).await {
+        if !respond(&shared, answer).await {
             return Ok(None);
         }
     }
 }
 
+/// What of a request has to be known to answer it.
+struct Answering {
+    method: Method,
+    last: bool,
+    trailers: bool,
+}
+
+/// Boxed: a connection that waits for a request shall not hold the room for it.
+fn begin<H: Handler>(
+    shared: &Rc<Shared>,
+    handler: &Rc<H>,
+    plain: Plain,
+) -> (Pin<Box<impl Future<Output = Response<Served>> + use<H>>>, Answering) {
+    let Plain { request, length, last, trailers } = plain;
+    let answering = Answering { method: request.method().clone(), last, trailers };
+    let upload = shared.begin(length);
+    let request = request.map(|()| Incoming::Upload(upload));
+    (Box::pin(Rc::clone(handler).handle(request, Wire::Http1)), answering)
+}
+
 /// Waits for the next request.
-async fn next(shared: &Shared, mut leaving: Pin<&mut Option<WaitForCancellationFuture<'_>>>) -> Next {
+async fn next(
+    shared: &Shared,
+    mut leaving: Pin<&mut Option<WaitForCancellationFuture<'_>>>,
+) -> Result<Plain, Stop> {
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         if let Poll::Ready(next) = shared.with(|client| client.poll_next(cx)) {
@@ -95,20 +113,20 @@ async fn next(shared: &Shared, mut leaving: Pin<&mut Option<WaitForCancellationF
         if let Some(leaving) = leaving.as_mut().as_pin_mut()
             && leaving.poll(cx).is_ready()
         {
-            return Poll::Ready(Next::Other);
+            return Poll::Ready(Err(Stop::Other));
         }
         if shared.with(|client| client.unread.is_empty()) {
             return Poll::Pending;
         }
         // It has begun.
         let timer = timer.get_or_insert_with(|| Box::pin(sleep(HEAD_TIMEOUT)));
-        timer.as_mut().poll(cx).map(|()| Next::Late)
+        timer.as_mut().poll(cx).map(|()| Err(Stop::Late))
     })
     .await
 }
 
 impl Client {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Plain, Stop>> {
         if !self.unread.is_empty() {
             let read = head::request(&self.unread);
             if let Some(next) = self.judge(read) {
@@ -141,23 +159,23 @@ impl Client {
                     }
                 }
                 // Hyper knows what to say to half a head.
-                Ok(None) if !self.unread.is_empty() => return Poll::Ready(Next::Other),
-                Ok(None) | Err(_) => return Poll::Ready(Next::End),
+                Ok(None) if !self.unread.is_empty() => return Poll::Ready(Err(Stop::Other)),
+                Ok(None) | Err(_) => return Poll::Ready(Err(Stop::End)),
             }
         }
     }
 
-    fn judge(&mut self, read: Read<Plain>) -> Option<Next> {
+    fn judge(&mut self, read: Read<Plain>) -> Option<Result<Plain, Stop>> {
         match read {
             Read::Whole(plain, length) => {
                 self.unread.advance(length);
                 if self.unread.is_empty() {
                     self.unread = BytesMut::new();
                 }
-                Some(Next::Plain(plain))
+                Some(Ok(plain))
             }
-            Read::Other => Some(Next::Other),
-            Read::More => (self.unread.len() > MAX_HEAD).then_some(Next::Other),
+            Read::Other => Some(Err(Stop::Other)),
+            Read::More => (self.unread.len() > MAX_HEAD).then_some(Err(Stop::Other)),
         }
     }
 
@@ -168,26 +186,35 @@ impl Client {
     }
 }
 
-/// Writes a response. Whether the connection can be used again.
-async fn respond(
-    shared: &Shared,
-    response: Response<Served>,
-    method: &Method,
+/// A response on its way to the client.
+struct Answer {
+    output: Output,
+    body: Served,
     last: bool,
-    trailers: bool,
-) -> bool {
-    let (mut head, mut body) = response.into_parts();
-    let last = last || head.headers.get(CONNECTION).is_some_and(|value| value == "close");
-    if last {
-        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+impl Answering {
+    /// Once more may have changed: the proxy may leave.
+    fn write(&self, response: Response<Served>, drain: Option<&CancellationToken>) -> Answer {
+        let (mut head, body) = response.into_parts();
+        let last = self.last
+            || drain.is_some_and(CancellationToken::is_cancelled)
+            || head.headers.get(CONNECTION).is_some_and(|value| value == "close");
+        if last {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        let mut text = BytesMut::new();
+        let length = write::response(&mut text, &head, &write::Answering { method: &self.method, exact });
+        let chunked = length == Some(Length::Chunked);
+        let trailers = if self.trailers && chunked { write::listed(&head.headers) } else { Vec::new() };
+        Answer { output: Output::new(text, length, trailers), body, last }
     }
-    let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
-    let mut text = BytesMut::new();
-    let length = write::response(&mut text, &head, &Answering { method, exact });
-    let chunked = length == Some(Length::Chunked);
-    let trailers = if trailers && chunked { write::listed(&head.headers) } else { Vec::new() };
-    drop(head);
-    let mut output = Output::new(text, length, trailers);
+}
+
+/// Writes a response. Whether the connection can be used again.
+async fn respond(shared: &Shared, answer: Answer) -> bool {
+    let Answer { mut output, mut body, last } = answer;
     let mut broken = false;
     let written = poll_fn(|cx| {
         loop {

@@ -219,7 +219,12 @@ impl Inner {
                 // Most often it is all there, and the head need not be kept.
                 let found = if unread.is_empty() { head::response(read, method)? } else { Read::More };
                 let length = if let Read::Whole(_, length) = found { length } else { 0 };
-                unread.extend_from_slice(&read[length..]);
+                if unread.is_empty() {
+                    // Of just that size: as a body it needs nothing more (see `poll_piece`).
+                    *unread = BytesMut::from(&read[length..]);
+                } else {
+                    unread.extend_from_slice(&read[length..]);
+                }
                 Ok(found)
             }))??;
             let answered = match read {
@@ -340,7 +345,9 @@ fn poll_piece(
         ready!(poll_read_buf(Pin::new(io), cx, unread))?;
     }
     let n = most.min(unread.len());
-    Poll::Ready(Ok(unread.split_to(n).freeze()))
+    // A full buffer is given away; of another one the room is used again.
+    let piece = if n == unread.capacity() { std::mem::take(unread) } else { unread.split_to(n) };
+    Poll::Ready(Ok(piece.freeze()))
 }
 
 /// RFC 9110 section 15.2: of no consequence, but for the one that changes the protocol.
