@@ -67,13 +67,15 @@ async fn main() -> Result<()> {
         use Subject::{Envoy, EnvoyH2, Haproxy, Nginx, None, Weft};
         options.subjects = vec![None, Weft, Envoy, EnvoyH2, Nginx, Haproxy];
     }
-    let scenarios = scenario::chosen(&options.scenario);
+    let mut scenarios = scenario::chosen(&options.scenario);
     ensure!(!scenarios.is_empty(), "there is no scenario {}", options.scenario.join(", "));
     // For thousands of connections, each of which is several files to proxies; root may have as many as it wants.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES).is_err() {
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     }
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    scenarios.iter_mut().for_each(|scenario| scenario.fit(files));
     child::stay()?;
     tokio::select! {
         done = run(&options, &scenarios) => done,
@@ -127,6 +129,7 @@ async fn run(options: &Options, scenarios: &[Scenario]) -> Result<()> {
 async fn measured(bench: &Bench<'_>, options: &Options, scenario: &Scenario) -> Results {
     let mut results = Results::default();
     results.notes.extend(scenario.note.map(str::to_owned));
+    results.notes.extend(scenario.idle.map(|count| format!("{count} connections, as far as open files go")));
     let mut cells = Vec::new();
     for &subject in &options.subjects {
         let mut hops: Vec<usize> = options.hops.iter().map(|&hops| hops.into()).collect();

@@ -38,7 +38,16 @@ pub struct Scenario {
     pub note: Option<&'static str>,
 }
 
+/// Open files of a proxy beside those of its connections.
+const SPARE_FILES: u64 = 1000;
+
 impl Scenario {
+    /// As far as so many open files go, of which a proxied connection takes two.
+    pub fn fit(&mut self, files: u64) {
+        let most = usize::try_from(files.saturating_sub(SPARE_FILES) / 2).unwrap_or(usize::MAX);
+        self.idle = self.idle.map(|count| count.min(most));
+    }
+
     /// For so many proxies.
     #[must_use]
     pub fn task(&self, hops: usize) -> Task {
