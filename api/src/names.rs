@@ -91,6 +91,8 @@ pub const IDENTITY_HEADER: &str = "weft-client-identity";
 pub const MIRROR_HEADER: &str = "weft-mirror";
 /// Value of [`MIRROR_HEADER`].
 pub const MIRRORED: &str = "true";
+/// Why a proxy holds an endpoint for unhealthy that it does not check itself.
+pub const HEARSAY: &str = "failed the checks of other proxies";
 /// Request id header, made by the first proxy when absent.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use weft_api::rendezvous;
+use weft_api::{names, rendezvous};
 
 use crate::metrics::Metrics;
 use crate::originate::Originate;
@@ -132,7 +132,7 @@ impl Checker {
             }
             // Whoever takes over begins with what was known: an endpoint does not become well by its checker's leaving.
             let unhealthy = endpoint.check.as_ref().is_some_and(|check| check.unhealthy);
-            endpoint.live.checked.set(unhealthy, "failed the checks of other proxies");
+            endpoint.live.checked.set(unhealthy, names::HEARSAY);
             if unhealthy {
                 endpoint.live.health.announce();
             }

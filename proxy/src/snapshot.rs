@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use weft_api::{Identity, v1};
+use weft_api::{Identity, names, v1};
 
 use crate::adaptive::Adaptive;
 use crate::authorize::Authorization;
@@ -482,7 +482,7 @@ impl Endpoint {
     pub fn unhealthy(&self) -> Option<String> {
         self.is_unhealthy().then(|| match self.live.checked.is_unhealthy() {
             Some(_) => format!("unhealthy: {}", self.live.checked.why()),
-            None => "unhealthy: failed the checks of other proxies".to_owned(),
+            None => format!("unhealthy: {}", names::HEARSAY),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_api::v1::EjectedRow;
 
 use crate::index::{Key, ServiceId};
+use crate::serve::fleet::prefer;
 
 /// An ejected endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ pub fn by_service(rows: &[EjectedRow]) -> EjectedBy {
             .entry(row.endpoint.clone())
             .or_insert_with(|| Ejected { proxies: 0, cause: row.cause.clone() });
         sum.proxies = sum.proxies.max(row.proxies);
+        prefer(&mut sum.cause, &row.cause);
     }
     all
 }
@@ -101,6 +103,7 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_api::names;
 
     #[test]
     fn a_quota_allows_a_burst_and_then_so_many_with_each_look() {
@@ -115,6 +118,15 @@ mod tests {
 
     fn row(service: &str, endpoint: &str) -> EjectedRow {
         EjectedRow { service: service.into(), endpoint: endpoint.into(), proxies: 1, cause: "c".into() }
+    }
+
+    #[test]
+    fn the_cause_is_that_of_a_proxy_that_has_seen_it() {
+        let hearsay = EjectedRow { cause: format!("unhealthy: {}", names::HEARSAY), ..row("a/b:80", "x") };
+        let seen = EjectedRow { cause: "unhealthy: status 503".into(), ..row("a/b:80/v1", "x") };
+        for rows in [[hearsay.clone(), seen.clone()], [seen, hearsay]] {
+            assert_eq!(by_service(&rows)[&Key::new("a", "b")]["x"].cause, "unhealthy: status 503");
+        }
     }
 
     #[test]

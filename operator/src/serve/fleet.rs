@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use weft_api::names;
 use weft_api::v1::{AppliedReply, AppliedRow, CheckedEndpoint, ChecksReply, EjectedRow, Ejection};
 
 use crate::checks;
@@ -130,6 +131,7 @@ impl Fleet {
                     }
                 });
                 row.proxies += 1;
+                prefer(&mut row.cause, &one.cause);
             }
         }
         AppliedReply {
@@ -138,6 +140,13 @@ impl Fleet {
             ejected: ejected.into_values().collect(),
             roots_epoch: 0,
         }
+    }
+}
+
+/// Of two causes the one of a proxy that has seen it, and not heard of it.
+pub fn prefer(cause: &mut String, other: &str) {
+    if cause.contains(names::HEARSAY) && !other.contains(names::HEARSAY) {
+        other.clone_into(cause);
     }
 }
 
@@ -180,7 +189,10 @@ pub fn merge(replies: impl IntoIterator<Item = AppliedReply>) -> AppliedReply {
         reply.rows.iter().for_each(|row| add_applied(&mut applied, row));
         for row in reply.ejected {
             match ejected.get_mut(&(row.service.clone(), row.endpoint.clone())) {
-                Some(sum) => sum.proxies = sum.proxies.saturating_add(row.proxies),
+                Some(sum) => {
+                    sum.proxies = sum.proxies.saturating_add(row.proxies);
+                    prefer(&mut sum.cause, &row.cause);
+                }
                 None => {
                     ejected.insert((row.service.clone(), row.endpoint.clone()), row);
                 }
