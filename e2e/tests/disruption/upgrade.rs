@@ -5,8 +5,10 @@ use weft_e2e::chart::{self, NAMESPACE};
 use weft_e2e::{Injection, Namespace, scenario};
 
 fn identities(ns: &Namespace) -> Result<Vec<String>> {
-    let mut all: Vec<_> =
-        ns.cluster.objects(NAMESPACE, "pods", "")?.iter().map(|p| p["metadata"]["uid"].to_string()).collect();
+    let pods = ns.cluster.objects(NAMESPACE, "pods", "")?;
+    // One that a former upgrade has replaced may still be on its way out.
+    let stay = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let mut all: Vec<_> = stay.map(|pod| pod["metadata"]["uid"].to_string()).collect();
     for deployment in ns.cluster.objects(NAMESPACE, "deployments", "")? {
         all.push(format!(
             "{} generation {}",
