@@ -81,12 +81,14 @@ say "uninstalling leaves exactly what was there before"
 
 install --set profile=one-node --set crds.keep=true
 kubectl -n $member create service clusterip back --tcp=80 >/dev/null
-kubectl -n $member apply -f - >/dev/null <<'YAML'
+cat >"$work/back.yaml" <<'YAML'
 apiVersion: weft.dev/v1alpha1
 kind: MeshService
 metadata: {name: back}
 spec: {target: {service: back}}
 YAML
+# The webhook is ready, but nodes may not know yet where it is.
+await 20 "the webhook to take a resource" kubectl -n $member apply -f "$work/back.yaml"
 uninstall
 kubectl -n $member get meshservice back >/dev/null || die "crds.keep=true did not keep the resources"
 # What was kept is taken over by the next installation, and goes with it.
