@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -83,6 +83,24 @@ pub async fn echo() -> (SocketAddr, Seen) {
         let mut out = out.into_bytes();
         out.extend_from_slice(&body.collect().await.unwrap().to_bytes());
         text(out)
+    })
+    .await
+}
+
+/// Upgrades to a WebSocket, as far as HTTP sees it, and sends back what comes.
+pub async fn websocket() -> (SocketAddr, Seen) {
+    http(|mut request| async move {
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+            let mut buffer = [0; 100];
+            while let Ok(n @ 1..) = io.read(&mut buffer).await {
+                io.write_all(&buffer[..n]).await.unwrap();
+            }
+        });
+        let mut response = status(101);
+        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        response
     })
     .await
 }

@@ -214,20 +214,7 @@ async fn bulk_that_is_under_way_ends_when_a_policy_forbids_it() {
 /// What was a request once lasts as long as its connection.
 #[tokio::test]
 async fn a_websocket_ends_when_a_policy_or_a_mode_forbids_it() {
-    let (app, _) = apps::http(|mut request| async move {
-        tokio::spawn(async move {
-            let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
-            let mut buffer = [0; 100];
-            while let Ok(n @ 1..) = io.read(&mut buffer).await {
-                io.write_all(&buffer[..n]).await.unwrap();
-            }
-        });
-        let mut response = apps::status(101);
-        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
-        response
-    })
-    .await;
+    let (app, _) = apps::websocket().await;
     let mesh = Mesh::to(app);
     let open = async |at, path| {
         let mut request = get(path);

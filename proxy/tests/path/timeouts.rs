@@ -262,20 +262,7 @@ async fn a_stream_of_events_outlives_the_timeout_and_ends_with_silence() {
 
 #[tokio::test]
 async fn a_websocket_outlives_the_timeout_and_ends_with_silence() {
-    let (app, _) = apps::http(|mut request| async move {
-        tokio::spawn(async move {
-            let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
-            let mut buffer = [0; 100];
-            while let Ok(n @ 1..) = io.read(&mut buffer).await {
-                io.write_all(&buffer[..n]).await.unwrap();
-            }
-        });
-        let mut response = apps::status(101);
-        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
-        response
-    })
-    .await;
+    let (app, _) = apps::websocket().await;
     let node = with(app, |route| (route.timeout_ms, route.idle_timeout_ms) = (300, 600));
     let mut request = get("/ws");
     request.headers_mut().insert("connection", HeaderValue::from_static("Upgrade"));
