@@ -194,7 +194,7 @@ struct Answer {
 }
 
 impl Answering {
-    /// Once more may have changed: the proxy may leave.
+    /// The response as it goes out; a proxy that drains by now says in it that it is the connection's last.
     fn write(&self, response: Response<Served>, drain: Option<&CancellationToken>) -> Answer {
         let (mut head, body) = response.into_parts();
         let last = self.last
