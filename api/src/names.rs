@@ -8,6 +8,11 @@ pub const INBOUND_PORT: u16 = 15006;
 pub const ADMIN_PORT: u16 = 15000;
 /// Metrics, `/ready` and `/live` of proxy, operator and webhook; never redirected.
 pub const METRICS_PORT: u16 = 15020;
+/// Reserved for finding out whether the pod's traffic is redirected: the rules send what comes in for it to [`METRICS_PORT`], and
+/// what the pod itself, the proxy too, sends to its own loopback to [`OUTBOUND_PORT`]. Who arrives here was not redirected.
+pub const CHECK_PORT: u16 = 15029;
+/// Ports of the pod that are the proxy's. Nothing that comes in is passed on to one of them.
+pub const PROXY_PORTS: [u16; 5] = [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, METRICS_PORT, CHECK_PORT];
 /// The operator's gRPC port (Identity, Config, Peers).
 pub const OPERATOR_PORT: u16 = 15010;
 /// The webhook's HTTPS port.

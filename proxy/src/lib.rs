@@ -29,6 +29,7 @@ pub mod http;
 pub mod identity;
 mod inbound;
 pub mod init;
+pub mod interception;
 pub mod limit;
 pub mod listener;
 pub mod logging;

@@ -78,6 +78,7 @@ pub struct Metrics {
     config_files_refused: Counter,
     adaptive: Family<ClusterLabels, Gauge>,
     memory_short: Gauge,
+    interception: Family<[(&'static str, &'static str); 1], Gauge>,
     tasks: Gauge,
     policy_decisions: Family<PolicyLabels, Counter>,
     decisions: Series<PolicyKey, PolicyLabels, Counter>,
@@ -225,6 +226,11 @@ impl Metrics {
                 &mut r,
                 "adaptive_concurrency_limit",
                 "Requests under way that adaptiveConcurrency allows now",
+            ),
+            interception: registered(
+                &mut r,
+                "interception",
+                "Whether the last check found the pod's traffic redirected to the proxy",
             ),
             memory_short: registered(
                 &mut r,
@@ -458,6 +464,11 @@ impl Metrics {
     pub fn config_applied(&self, version: u64, rejections: usize) {
         self.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
         self.config_rejections.inc_by(rejections as u64);
+    }
+
+    /// What the last check of the redirection found. Where there is none, nothing is shown.
+    pub fn intercepted(&self, family: &'static str, redirected: bool) {
+        self.interception.get_or_create(&[("family", family)]).set(i64::from(redirected));
     }
 
     /// Memory has become short for a worker, or is not any more.

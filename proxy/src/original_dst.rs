@@ -1,6 +1,7 @@
 //! Where a redirected connection was going: first step of both paths. The kernel's connection tracking knows
 //! (`SO_ORIGINAL_DST`, linux/netfilter_ipv4.h; `IP6T_SO_ORIGINAL_DST`). It never guesses: without an answer, or when the
-//! answer is the listener itself, the connection was not redirected but called directly, and following it would loop.
+//! answer is the listener itself, the connection was not redirected but called directly, and following it would loop. What
+//! comes in for a port of the proxy is not the application's business: passed on, it would seem to come from the own pod.
 //! Without redirection (static mode) the listener says it.
 
 use std::io;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use weft_api::names;
 
 use crate::record::Direction;
 
@@ -47,7 +49,15 @@ impl OriginalDst {
     pub fn of(&self, stream: &TcpStream, direction: Direction) -> io::Result<SocketAddr> {
         let local = canonical(stream.local_addr()?);
         let original = match self {
-            Self::Kernel => kernel(stream, local)?,
+            Self::Kernel => {
+                let original = kernel(stream, local)?;
+                let own = names::PROXY_PORTS.contains(&original.port());
+                if own && direction == Direction::Inbound {
+                    let why = "a port of the proxy itself, which nobody outside of the pod may call";
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+                }
+                original
+            }
             Self::Stated(state) => state(stream, direction)?,
             Self::Listener(destination) => {
                 let unknown =

@@ -50,6 +50,9 @@ pub(crate) async fn serve(
             return worker.proxy.refuse(Direction::Outbound, Reason::BadRequest, peer, Some(&detail));
         }
     };
+    if worker.proxy.interception.is_check(original) {
+        return worker.proxy.interception.arrived(client).await;
+    }
     // Where the client called, if nothing was redirected.
     let accepted_at = client.local_addr().map_or(original, canonical);
     let lease = worker.proxy.store.lease(original);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use weft_api::{Identity, Reason};
 
 use crate::access_log::AccessLog;
+use crate::interception::Interception;
 use crate::metrics::Metrics;
 use crate::original_dst::OriginalDst;
 use crate::record::{Direction, Party, RequestRecord, TcpRecord};
@@ -33,6 +34,8 @@ pub struct Proxy {
     pub max_connections: usize,
     /// Where redirected connections were going.
     pub original_dst: OriginalDst,
+    /// Whether connections are redirected at all.
+    pub interception: Arc<Interception>,
     /// How clients are told to leave.
     pub leaving: Leaving,
     /// Bytes that the process may hold; near it, new work is refused. `None`: without bound.

@@ -52,7 +52,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let parts = Parts {
         store: Arc::new(SnapshotStore::new()),
         tls: Arc::new(Tls::new()),
-        status: Arc::new(Status::new(Arc::clone(&metrics))),
+        status: Arc::new(Status::new(Arc::clone(&metrics)).redirected(settings.ports.check)),
         metrics,
         settings,
     };
@@ -69,6 +69,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         pod_ips: parts.settings.pod.ips.clone(),
         max_connections,
         original_dst: OriginalDst::default(),
+        interception: Arc::clone(&parts.status.interception),
         leaving: Leaving::Pod,
         memory_limit: parts.settings.memory_limit.or_else(memory::limit_of_group),
     });
@@ -111,12 +112,17 @@ impl Parts {
         });
         let runtime = single_threaded()?;
         let ports = self.settings.ports;
-        let (private, public) = runtime.block_on(async {
+        let interception = Arc::clone(&self.status.interception);
+        let (private, public, unredirected) = runtime.block_on(async {
             let private =
                 admin::bind_private(ports.admin).await.context("cannot listen for the admin API")?;
             let public =
                 admin::bind_public(ports.metrics).await.context("cannot listen for metrics and probes")?;
-            anyhow::Ok((private, public))
+            let unredirected = match ports.check {
+                0 => None,
+                port => Some(admin::bind_public(port).await.context("cannot listen on the check's port")?),
+            };
+            anyhow::Ok((private, public, unredirected))
         })?;
         if let (Some(Ok(admin)), Ok(metrics)) = (private.first().map(|l| l.local_addr()), public.local_addr())
         {
@@ -129,6 +135,9 @@ impl Parts {
                     servers.spawn(admin::serve(listener, admin::private(Arc::clone(&admin))));
                 }
                 servers.spawn(admin::serve(public, admin::public(admin)));
+                if let Some(listener) = unredirected {
+                    servers.spawn(admin::serve(listener, interception.unredirected()));
+                }
                 servers.join_next().await;
             });
         })
@@ -145,6 +154,8 @@ impl Parts {
         let certificates =
             identity::run(Arc::clone(&self.settings), Arc::clone(&self.tls), Arc::clone(&self.status));
         let pod = &self.settings.pod;
+        let interception = Arc::clone(&self.status.interception);
+        let intercepted = interception.run(pod.ips.clone(), Arc::clone(&self.metrics));
         let checker = Checker {
             store: Arc::clone(&self.store),
             tls: Arc::clone(&self.tls),
@@ -165,6 +176,7 @@ impl Parts {
                 tasks.spawn(certificates);
                 tasks.spawn(control.run());
                 tasks.spawn(checker.run());
+                tasks.spawn(intercepted);
                 tasks.spawn(stopping);
                 // None of them ends by itself; a panic is the end of the process in the release build.
                 while let Some(ended) = tasks.join_next().await {

@@ -78,6 +78,8 @@ pub struct Ports {
     pub admin: u16,
     /// Metrics and probes.
     pub metrics: u16,
+    /// By which the proxy finds out whether traffic is redirected to it; 0: it does not.
+    pub check: u16,
 }
 
 /// All that is wrong with the environment.
@@ -106,7 +108,8 @@ Environment:
   WEFT_MAX_CONNECTIONS      default 10000
   WEFT_MEMORY_LIMIT         such as 64Mi, default the control group's; new work is refused above 90 % of it
   WEFT_TOKEN_FILE, WEFT_BUNDLE_FILE                               the projected token and the trust bundle
-  WEFT_OUTBOUND_PORT, WEFT_INBOUND_PORT, WEFT_ADMIN_PORT, WEFT_METRICS_PORT";
+  WEFT_OUTBOUND_PORT, WEFT_INBOUND_PORT, WEFT_ADMIN_PORT, WEFT_METRICS_PORT
+  WEFT_CHECK_PORT           by which it finds out whether traffic is redirected to it; 0: it does not";
 
     /// From the process's environment.
     pub fn from_env() -> Result<Self, Problems> {
@@ -144,6 +147,7 @@ Environment:
         let inbound = read.port("WEFT_INBOUND_PORT", names::INBOUND_PORT);
         let admin = read.port("WEFT_ADMIN_PORT", names::ADMIN_PORT);
         let metrics = read.port("WEFT_METRICS_PORT", names::METRICS_PORT);
+        let check = read.port("WEFT_CHECK_PORT", names::CHECK_PORT);
         let token_file = read.optional("WEFT_TOKEN_FILE").unwrap_or_else(|| names::TOKEN_PATH.to_owned());
         let bundle_file = read.optional("WEFT_BUNDLE_FILE").unwrap_or_else(|| names::BUNDLE_PATH.to_owned());
         let memory_limit = match read.optional("WEFT_MEMORY_LIMIT") {
@@ -176,7 +180,13 @@ Environment:
                 workers: workers?,
                 drain_timeout: drain_timeout?,
                 max_connections: max_connections?,
-                ports: Ports { outbound: outbound?, inbound: inbound?, admin: admin?, metrics: metrics? },
+                ports: Ports {
+                    outbound: outbound?,
+                    inbound: inbound?,
+                    admin: admin?,
+                    metrics: metrics?,
+                    check: check?,
+                },
                 token_file: token_file.into(),
                 bundle_file: bundle_file.into(),
                 memory_limit: memory_limit?,

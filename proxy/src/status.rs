@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::interception::Interception;
 use crate::metrics::Metrics;
 
 /// The state of the control side.
@@ -15,6 +16,8 @@ pub struct Status {
     pub listening: AtomicBool,
     /// Set when the stop signal came: unready from then on.
     pub draining: AtomicBool,
+    /// Whether the pod's traffic comes here.
+    pub interception: Arc<Interception>,
     connected: AtomicBool,
     version: AtomicU64,
     identity_error: Mutex<Option<String>>,
@@ -25,7 +28,7 @@ pub struct Status {
 /// One thing that is missing for readiness.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Missing {
-    /// Which part: `certificate`, `config`, `listeners` or `draining`.
+    /// Which part: `certificate`, `config`, `listeners`, `interception` or `draining`.
     pub part: &'static str,
     /// Why, as far as is known.
     pub detail: String,
@@ -38,12 +41,19 @@ impl Status {
         Self {
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            interception: Arc::default(),
             connected: AtomicBool::new(false),
             version: AtomicU64::new(0),
             identity_error: Mutex::default(),
             control_error: Mutex::default(),
             metrics,
         }
+    }
+
+    /// It has to be redirected to, as can be found out by this port.
+    #[must_use]
+    pub fn redirected(self, port: u16) -> Self {
+        Self { interception: Arc::new(Interception::new(port)), ..self }
     }
 
     /// A certificate was signed, or why not.
@@ -139,6 +149,9 @@ impl Status {
         if !self.listening.load(Ordering::Relaxed) {
             missing.push(Missing { part: "listeners", detail: "the listeners are not up yet".to_owned() });
         }
+        if let Some(detail) = self.interception.missing() {
+            missing.push(Missing { part: "interception", detail });
+        }
         missing
     }
 }
@@ -160,6 +173,8 @@ mod tests {
         assert_eq!(parts.iter().map(|p| p.0).collect::<Vec<_>>(), ["certificate", "config", "listeners"]);
         status.listening.store(true, Ordering::Relaxed);
         assert!(status.missing(true, true).is_empty());
+        let redirected = Status::new(Arc::new(Metrics::new())).redirected(15029);
+        assert_eq!(redirected.missing(true, true).pop().unwrap().part, "interception");
         // A failed renewal or a lost operator does not make it unready.
         status.disconnected("gone".to_owned());
         assert!(status.missing(true, true).is_empty());

@@ -345,6 +345,7 @@ mod tests {
             pod_ips: Vec::new(),
             max_connections: 1,
             original_dst: OriginalDst::Kernel,
+            interception: Arc::default(),
             leaving: Leaving::Pod,
             memory_limit: None,
         };

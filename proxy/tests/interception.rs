@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -180,7 +181,7 @@ fn a_second_run_replaces_the_first_and_other_tables_stay() {
         init::run(&Args { skip_inbound_ports: vec![1, 2, 3], ..Args::default() }).unwrap();
         init::run(&Args::default()).unwrap();
         let rules = nft("list ruleset");
-        assert_eq!(rules.matches("redirect to").count(), 2, "{rules}");
+        assert_eq!(rules.matches("redirect to").count(), 4, "{rules}");
         assert!(rules.contains("table inet users"), "{rules}");
         assert!(rules.contains("redirect to :15001") && rules.contains("redirect to :15006"), "{rules}");
         assert!(rules.contains("meta skuid 2102") && !rules.contains("dport 3 "), "{rules}");
@@ -199,5 +200,146 @@ fn without_net_admin_the_error_says_so() {
         .join()
         .unwrap();
         assert!(format!("{error:#}").contains("NET_ADMIN"), "{error:#}");
+    });
+}
+
+/// The program in the pod, with the rules or without, and nobody else there that it could ask for anything.
+struct Proxy(std::sync::Arc<std::sync::Mutex<std::process::Child>>);
+
+impl Proxy {
+    fn start(pod: &netns::Namespace, rules: bool) -> Self {
+        let (started, child) = std::sync::mpsc::channel();
+        pod.run(move || {
+            if rules {
+                init::run(&Args::default()).unwrap();
+            }
+            let child = Command::new(env!("CARGO_BIN_EXE_weft-proxy"))
+                .arg("run")
+                .env_clear()
+                .envs([
+                    ("WEFT_POD_NAME", "front-1"),
+                    ("WEFT_POD_NAMESPACE", "shop"),
+                    ("WEFT_POD_IPS", "10.77.0.1,fd77::1"),
+                    ("WEFT_SERVICE_ACCOUNT", "front"),
+                    ("WEFT_OPERATOR_ADDRESS", "127.0.0.1:1"),
+                    ("WEFT_OPERATOR_NAMESPACE", "weft-system"),
+                    ("WEFT_TOKEN_FILE", "/nonexistent/token"),
+                ])
+                .stdout(std::process::Stdio::null())
+                .uid(2102)
+                .gid(2102)
+                .spawn()
+                .unwrap();
+            started.send(child).unwrap();
+        });
+        Self(std::sync::Arc::new(std::sync::Mutex::new(child.recv().unwrap())))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut child = self.0.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn get(to: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+/// Asks until the answer is as wanted; the last one otherwise.
+fn until(to: &str, path: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let begun = std::time::Instant::now();
+    loop {
+        let said = get(to, path).unwrap_or_else(|error| error.to_string());
+        if wanted(&said) || begun.elapsed() > Duration::from_secs(20) {
+            return said;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_proxy_whose_rules_are_missing_is_not_ready_and_says_why() {
+    let Some((pod, peer)) = pod_and_peer() else { return };
+    let _proxy = Proxy::start(&pod, false);
+    peer.run(|| {
+        let ready = until("10.77.0.1:15020", "/ready", |said| said.contains("did not arrive"));
+        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("\"interception\""), "{ready}");
+        assert!(ready.contains("redirection rules are missing"), "{ready}");
+        for probe in ["10.77.0.1:15029", "[fd77::1]:15029"] {
+            let ready = until(probe, "/ready", |said| said.contains("not redirected"));
+            assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+        }
+        let metrics = get("10.77.0.1:15020", "/metrics").unwrap();
+        assert!(metrics.contains("weft_interception{family=\"ipv4\"} 0"), "{metrics}");
+    });
+    // Whoever writes them late has a pod that works.
+    pod.run(|| init::run(&Args::default()).unwrap());
+    peer.run(|| {
+        let ready = until("10.77.0.1:15029", "/ready", |said| !said.contains("\"interception\""));
+        assert!(ready.contains("\"certificate\"") && !ready.contains("\"interception\""), "{ready}");
+        assert!(get("10.77.0.1:15020", "/metrics").unwrap().contains("weft_interception{family=\"ipv6\"} 1"));
+    });
+}
+
+#[test]
+fn a_proxy_with_its_rules_finds_that_out_in_both_families_as_the_user_whom_they_exempt() {
+    let Some((pod, peer)) = pod_and_peer() else { return };
+    let _proxy = Proxy::start(&pod, true);
+    peer.run(|| {
+        for probe in ["10.77.0.1:15029", "[fd77::1]:15029"] {
+            let ready = until(probe, "/ready", |said| {
+                said.contains("\"certificate\"") && !said.contains("\"interception\"")
+            });
+            assert!(!ready.contains("\"interception\"") && ready.contains("\"certificate\""), "{ready}");
+        }
+        assert!(get("10.77.0.1:15020", "/metrics").unwrap().contains("weft_interception{family=\"ipv6\"} 1"));
+    });
+}
+
+/// What of the proxy another pod reaches by calling it directly, and the pod's own application.
+#[test]
+fn nobody_gets_through_or_around_the_proxy_by_its_own_ports() {
+    let Some((pod, peer)) = pod_and_peer() else { return };
+    let _proxy = Proxy::start(&pod, true);
+    peer.run(|| {
+        until("10.77.0.1:15029", "/ready", |said| said.contains("\"certificate\""));
+        for port in [15000, 15001, 15006] {
+            for ip in ["10.77.0.1", "[fd77::1]"] {
+                for path in ["/", "/config", "/log", "/metrics"] {
+                    let said = get(&format!("{ip}:{port}"), path).unwrap_or_default();
+                    assert_eq!(said, "", "{ip}:{port}{path} is not closed without a word");
+                }
+            }
+        }
+        // What is for everybody, and nothing more.
+        for (path, status) in
+            [("/metrics", "200"), ("/live", "200"), ("/config", "404"), ("/certs", "404"), ("/log", "404")]
+        {
+            for port in [15020, 15029] {
+                let said = get(&format!("10.77.0.1:{port}"), path).unwrap();
+                assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{port}{path}: {said}");
+            }
+        }
+        let metrics = get("10.77.0.1:15020", "/metrics").unwrap();
+        let refused = metrics.lines().find(|l| l.starts_with("weft_refusals_total") && l.contains("inbound"));
+        assert!(refused.is_some_and(|l| l.ends_with(" 24")), "each is counted: {refused:?}\n{metrics}");
+    });
+    pod.run(|| {
+        // The application itself, straight to the listeners: no loop, no way around.
+        for to in ["127.0.0.1:15001", "127.0.0.1:15006", "10.77.0.1:15001", "10.77.0.1:15006"] {
+            assert_eq!(get(to, "/").unwrap_or_default(), "", "{to}");
+        }
+        // A check that is not the proxy's own tells it nothing.
+        let mut forged = TcpStream::connect("127.0.0.1:15029").unwrap();
+        forged.write_all(&[0; 16]).unwrap();
+        assert_eq!(forged.read(&mut [0; 16]).unwrap_or(0), 0);
     });
 }

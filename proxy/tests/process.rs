@@ -41,6 +41,7 @@ fn start() -> Running {
             ("WEFT_INBOUND_PORT", "0"),
             ("WEFT_ADMIN_PORT", "0"),
             ("WEFT_METRICS_PORT", "0"),
+            ("WEFT_CHECK_PORT", "0"),
         ])
         .stdout(Stdio::piped())
         .spawn()

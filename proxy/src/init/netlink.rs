@@ -131,6 +131,16 @@ const fn register() -> u32 {
     libc::NFT_REG_1.cast_unsigned()
 }
 
+fn to_loopback(list: Attributes) -> Attributes {
+    compare(meta(list, libc::NFT_META_OIF), libc::NFT_CMP_EQ, &LOOPBACK.to_ne_bytes())
+}
+
+fn to_port(list: Attributes, port: u16) -> Attributes {
+    let tcp = [libc::IPPROTO_TCP.to_ne_bytes()[0]];
+    let list = compare(meta(list, libc::NFT_META_L4PROTO), libc::NFT_CMP_EQ, &tcp);
+    compare(load(list, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2), libc::NFT_CMP_EQ, &port.to_be_bytes())
+}
+
 fn expressions(rule: &Rule) -> Attributes {
     let list = Attributes::default();
     let list = match rule.0 {
@@ -144,22 +154,10 @@ fn expressions(rule: &Rule) -> Attributes {
         Test::FromLoopback => {
             compare(meta(list, libc::NFT_META_IIF), libc::NFT_CMP_EQ, &LOOPBACK.to_ne_bytes())
         }
-        Test::ToLoopback => {
-            compare(meta(list, libc::NFT_META_OIF), libc::NFT_CMP_EQ, &LOOPBACK.to_ne_bytes())
-        }
+        Test::ToLoopback => to_loopback(list),
         Test::User(uid) => compare(meta(list, libc::NFT_META_SKUID), libc::NFT_CMP_EQ, &uid.to_ne_bytes()),
-        Test::Port(port) => {
-            let list = compare(
-                meta(list, libc::NFT_META_L4PROTO),
-                libc::NFT_CMP_EQ,
-                &[libc::IPPROTO_TCP.to_ne_bytes()[0]],
-            );
-            compare(
-                load(list, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2),
-                libc::NFT_CMP_EQ,
-                &port.to_be_bytes(),
-            )
-        }
+        Test::Port(port) => to_port(list, port),
+        Test::PortOfLoopback(port) => to_port(to_loopback(list), port),
         Test::Destination(network) => {
             let (value, mask) = network.bytes();
             let (family, offset, length) = if network.address.is_ipv4() {

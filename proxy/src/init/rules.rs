@@ -68,6 +68,8 @@ pub enum Test {
     User(u32),
     /// Its TCP destination port.
     Port(u16),
+    /// Its TCP destination port, where it leaves by the loopback device.
+    PortOfLoopback(u16),
     /// Its destination address.
     Destination(Network),
     /// Nothing: the rule holds for all that is left.
@@ -120,12 +122,23 @@ impl Hook {
 #[must_use]
 pub fn chains(args: &Args) -> Vec<Chain> {
     let pass = |test| Rule(test, Action::Return);
-    let mut inbound =
-        vec![pass(Test::NotTcp), pass(Test::FromLoopback), pass(Test::Port(names::METRICS_PORT))];
+    let mut inbound = vec![
+        pass(Test::NotTcp),
+        pass(Test::FromLoopback),
+        pass(Test::Port(names::METRICS_PORT)),
+        // By this the kubelet finds out that the rules are there; see `interception`.
+        Rule(Test::Port(names::CHECK_PORT), Action::Redirect(names::METRICS_PORT)),
+    ];
     inbound.extend(args.skip_inbound_ports.iter().map(|&port| pass(Test::Port(port))));
     inbound.push(Rule(Test::Always, Action::Redirect(names::INBOUND_PORT)));
 
-    let mut outbound = vec![pass(Test::NotTcp), pass(Test::User(args.uid)), pass(Test::ToLoopback)];
+    let mut outbound = vec![
+        pass(Test::NotTcp),
+        // By this the proxy does, so it comes before what lets the proxy pass.
+        Rule(Test::PortOfLoopback(names::CHECK_PORT), Action::Redirect(names::OUTBOUND_PORT)),
+        pass(Test::User(args.uid)),
+        pass(Test::ToLoopback),
+    ];
     outbound.extend(args.skip_outbound_ports.iter().map(|&port| pass(Test::Port(port))));
     outbound.extend(args.skip_outbound_cidrs.iter().map(|&network| pass(Test::Destination(network))));
     outbound.push(Rule(Test::Always, Action::Redirect(names::OUTBOUND_PORT)));
@@ -141,6 +154,7 @@ impl fmt::Display for Rule {
             Test::ToLoopback => f.write_str("oif lo ")?,
             Test::User(uid) => write!(f, "meta skuid {uid} ")?,
             Test::Port(port) => write!(f, "tcp dport {port} ")?,
+            Test::PortOfLoopback(port) => write!(f, "oif lo tcp dport {port} ")?,
             Test::Destination(network) if network.address.is_ipv4() => write!(f, "ip daddr {network} ")?,
             Test::Destination(network) => write!(f, "ip6 daddr {network} ")?,
             Test::Always => {}
@@ -176,6 +190,26 @@ mod tests {
     }
 
     #[test]
+    fn the_check_is_redirected_whoever_sends_it_and_whatever_else_is_skipped() {
+        let args = Args {
+            skip_inbound_ports: vec![15029],
+            skip_outbound_ports: vec![15029],
+            skip_outbound_cidrs: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+            ..Args::default()
+        };
+        let [inbound, outbound] =
+            <[String; 2]>::try_from(chains(&args).iter().map(ToString::to_string).collect::<Vec<_>>())
+                .unwrap();
+        let position =
+            |text: &str, line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is not in\n{text}"));
+        let check = position(&inbound, "tcp dport 15029 redirect to :15020");
+        assert!(check < position(&inbound, "tcp dport 15029 return"), "{inbound}");
+        let check = position(&outbound, "oif lo tcp dport 15029 redirect to :15001");
+        assert!(check < position(&outbound, "meta skuid 2102 return"), "{outbound}");
+        assert!(check < position(&outbound, "ip daddr 0.0.0.0/0 return"), "{outbound}");
+    }
+
+    #[test]
     fn everything_that_passes_comes_before_the_redirect() {
         let args = Args {
             skip_inbound_ports: vec![22, 9100],
@@ -185,7 +219,7 @@ mod tests {
         };
         for chain in chains(&args) {
             let redirects: Vec<usize> = (0..chain.rules.len())
-                .filter(|&i| matches!(chain.rules[i], Rule(_, Action::Redirect(_))))
+                .filter(|&i| matches!(chain.rules[i], Rule(Test::Always, Action::Redirect(_))))
                 .collect();
             assert_eq!(redirects, [chain.rules.len() - 1]);
         }

@@ -92,6 +92,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
         pod_ips: Vec::new(),
         max_connections: connections_within_files(file.max_connections),
         original_dst: OriginalDst::default(),
+        interception: Arc::default(),
         leaving: Leaving::Gently(drain_timeout(&file.drain_timeout)?.div_f64(2.0).min(PATIENCE)),
         memory_limit: memory_limit(&file)?,
     });

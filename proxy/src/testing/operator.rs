@@ -177,9 +177,8 @@ impl Operator {
                 "WEFT_OPERATOR_NAMESPACE" => "weft-system".to_owned(),
                 "WEFT_TOKEN_FILE" => at("token"),
                 "WEFT_BUNDLE_FILE" => at("roots.pem"),
-                "WEFT_OUTBOUND_PORT" | "WEFT_INBOUND_PORT" | "WEFT_ADMIN_PORT" | "WEFT_METRICS_PORT" => {
-                    "0".to_owned()
-                }
+                "WEFT_OUTBOUND_PORT" | "WEFT_INBOUND_PORT" | "WEFT_ADMIN_PORT" | "WEFT_METRICS_PORT"
+                | "WEFT_CHECK_PORT" => "0".to_owned(),
                 _ => return None,
             })
         })

@@ -149,6 +149,7 @@ impl Node {
             identity: Arc::new(identity(account)),
             pod_ips,
             max_connections: MAX_CONNECTIONS,
+            interception: Arc::default(),
             leaving: Leaving::Pod,
             memory_limit: None,
             original_dst: if pod {

@@ -65,7 +65,8 @@ fn init(settings: &Settings, overrides: &Overrides) -> Value {
 fn proxy(settings: &Settings, overrides: &Overrides) -> Value {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
     let value = |name: &str, value: &str| json!({ "name": name, "value": value });
-    let ready = json!({ "path": "/ready", "port": names::METRICS_PORT, "scheme": "HTTP" });
+    // By the port that only redirection leads to the proxy from: without the rules it is not ready, whatever it says.
+    let ready = json!({ "path": "/ready", "port": names::CHECK_PORT, "scheme": "HTTP" });
     let mut container = json!({
         "name": names::PROXY_CONTAINER,
         "image": settings.image,

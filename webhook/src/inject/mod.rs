@@ -20,10 +20,6 @@ pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-no
 const TOKEN_VOLUME: &str = "weft-token";
 /// Volume with the trust bundle.
 const BUNDLE_VOLUME: &str = "weft-trust-bundle";
-/// Ports that the proxy listens on in the pod's network.
-const PROXY_PORTS: [u16; 4] =
-    [names::ADMIN_PORT, names::OUTBOUND_PORT, names::INBOUND_PORT, names::METRICS_PORT];
-
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -163,7 +159,7 @@ fn contradiction(pod: &Value) -> Option<String> {
         }
         let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
         let mut ports = ports.filter_map(|p| p.get("containerPort").and_then(Value::as_u64));
-        if let Some(port) = ports.find(|port| PROXY_PORTS.iter().any(|own| u64::from(*own) == *port)) {
+        if let Some(port) = ports.find(|port| names::PROXY_PORTS.iter().any(|own| u64::from(*own) == *port)) {
             return Some(format!(
                 "container {name} declares port {port}, which the proxy listens on in the same pod: move it to another port, or label the pod {}: {}",
                 names::INJECT,

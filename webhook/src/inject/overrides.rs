@@ -155,7 +155,10 @@ fn parse_ports(text: &str) -> Result<BTreeSet<u16>, String> {
     if ports.len() > MAX_ENTRIES {
         return Err(format!("write at most {MAX_ENTRIES} ports"));
     }
-    match ports.iter().find(|port| [names::OUTBOUND_PORT, names::INBOUND_PORT].contains(port)) {
+    match ports
+        .iter()
+        .find(|port| [names::OUTBOUND_PORT, names::INBOUND_PORT, names::CHECK_PORT].contains(port))
+    {
         Some(port) => Err(format!("leave out {port}, on which the proxy itself listens")),
         None => Ok(ports),
     }
