@@ -1,7 +1,9 @@
 //! What the operator, the webhook and the proxy say to each other: the protocol (`v1`), workload identities
-//! (`spiffe`), reasons for refusals (`reason`), and the names and ports they agree on (`names`).
-//! It does no I/O and depends on no Kubernetes crate.
+//! (`spiffe`), reasons for refusals (`reason`), the names and ports they agree on (`names`), and what they tell auditors
+//! (`audit`). It opens no file and no socket, and depends on no Kubernetes crate.
 
+pub mod audit;
+pub mod lines;
 pub mod names;
 pub mod reason;
 pub mod rendezvous;

@@ -36,6 +36,11 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.action != 'Audit' || !has(self.dryRun) || !self.dryRun").message(
         "dryRun has no meaning for action Audit, which never refuses anything: remove dryRun"
     ),
+    validation = Rule::new(
+        "!has(self.audit) || !self.audit || (self.action != 'Audit' && (!has(self.dryRun) || !self.dryRun))"
+    ).message(
+        "audit is for what is allowed or denied: an Audit policy is audited anyway, and in dry run nothing is decided; remove audit"
+    ),
     validation = Rule::new("self.action == 'Allow' || (has(self.rules) && size(self.rules) > 0)").message(
         "a policy that denies or audits and has no rules does nothing: add rules; one empty rule, `- {}`, fits everything"
     )
@@ -46,11 +51,15 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
     /// What becomes of that which a rule fits. `Allow`: it passes, and what no `Allow` policy of the workload fits is refused.
-    /// `Deny`: it is refused, whatever else allows it. `Audit`: it is noted in the access log and in a metric.
+    /// `Deny`: it is refused, whatever else allows it. `Audit`: it is noted in the access log and in a metric, and is an
+    /// audit event.
     pub action: Action,
     /// `true`: what it would refuse is noted, in the access log as `dry_run` and in a metric, and passes. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
+    /// `true`: each request and connection that it allows or denies is an audit event (docs/audit.md). Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<bool>,
     /// Any of them. Without any, the policy fits nothing: an `Allow` policy without rules refuses everything that no other one
     /// allows, which is the default-deny of a namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -74,7 +83,7 @@ pub enum Action {
     Allow,
     /// It is refused, whatever else allows it.
     Deny,
-    /// It is noted in the access log and in a metric.
+    /// It is noted in the access log and in a metric, and is an audit event.
     Audit,
 }
 

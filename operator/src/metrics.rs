@@ -37,6 +37,21 @@ pub enum Refused {
     Unavailable,
 }
 
+impl Refused {
+    /// The word in audit events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Token => "token",
+            Self::Pod => "pod",
+            Self::Busy => "busy",
+            Self::Rate => "rate",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// Label of refusals.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Why {
@@ -98,6 +113,8 @@ pub struct Metrics {
     pub leader: Gauge,
     /// Writes to the status of resources.
     pub status_writes: Counter<u64, AtomicU64>,
+    /// Audit events that nobody read fast enough.
+    pub audit_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -121,6 +138,7 @@ impl Default for Metrics {
             leaf_expiry: Gauge::default(),
             leader: Gauge::default(),
             status_writes: Counter::default(),
+            audit_dropped: Counter::default(),
             rotation_phase: Family::default(),
             rotation_steps: Family::default(),
         };
@@ -178,6 +196,8 @@ impl Default for Metrics {
         );
         r.register("root_rotation_steps", "Steps of the root's rotation taken", all.rotation_steps.clone());
         r.register("leader", "1 on the replica that leads", all.leader.clone());
+        let dropped = "Audit events that were dropped because nobody read them fast enough";
+        r.register("audit_dropped", dropped, all.audit_dropped.clone());
         r.register("status_writes", "Writes to the status of resources", all.status_writes.clone());
         all
     }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_api::audit::{Audit, Component};
 
 use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
@@ -34,6 +35,8 @@ use crate::watch::{self, Synced};
 const LINGER: Duration = Duration::from_secs(2);
 /// For streams to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// For audit events to be written.
+const FLUSH: Duration = Duration::from_secs(1);
 /// For one answer of the API server.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -56,6 +59,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let authority = Arc::new(Authority::new(roots, settings.leaf_lifetime));
     let serving = Serving::new(Arc::clone(&authority), settings.trust_domain.clone(), &settings.namespace)
         .context("the operator's own certificate cannot be made")?;
+    let audit = audit(&settings, &metrics);
     let shared = Arc::new(Shared {
         store,
         fleet: Arc::new(Fleet::default()),
@@ -63,6 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         authority: Arc::clone(&authority),
         serving: Arc::new(serving),
         metrics,
+        audit,
         namespace: settings.namespace.clone(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -143,6 +148,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::warn!("stopping at once (second signal)"),
     }
     tasks.shutdown().await;
+    shared.audit.flush(FLUSH);
     end.cancel();
     Ok(())
 }
@@ -154,6 +160,17 @@ async fn clients() -> anyhow::Result<(Client, Client)> {
     config.read_timeout = Some(REQUEST);
     let writer = Client::try_from(config).context("the API server cannot be reached this way")?;
     Ok((watches, writer))
+}
+
+/// Events for auditors, on stdout.
+fn audit(settings: &Settings, metrics: &Metrics) -> Audit {
+    if !settings.audit {
+        return Audit::off();
+    }
+    let dropped = metrics.audit_dropped.clone();
+    Audit::stdout(Component::Operator, move || {
+        dropped.inc();
+    })
 }
 
 /// The roots, however long the API server takes to give them.

@@ -36,6 +36,9 @@ pub struct Settings {
     /// RegisteredOnly.
     #[arg(long, env = "WEFT_OUTBOUND_POLICY", default_value = names::ALLOW_ANY)]
     pub outbound_policy: OutboundPolicy,
+    /// Whether auditors are told of certificates, rotations and changes of configuration, on stdout: on or off.
+    #[arg(long, env = "WEFT_AUDIT", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
+    pub audit: bool,
     /// Port of the gRPC server.
     #[arg(long, default_value_t = names::OPERATOR_PORT)]
     pub grpc_port: u16,
@@ -70,6 +73,14 @@ impl Settings {
 
 /// Proxies renew at two thirds: less than a minute would be renewal without end.
 const SHORTEST: Duration = Duration::from_secs(60);
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{text}` is neither on nor off")),
+    }
+}
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     let duration = text.parse::<weft_crds::Duration>().map_err(|e| e.to_string())?.0;

@@ -4,8 +4,9 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
+
+use weft_api::lines::Lines;
 
 use crate::metrics::Metrics;
 use crate::record::{RequestRecord, TcpRecord};
@@ -14,25 +15,13 @@ mod line;
 #[cfg(test)]
 mod tests;
 
-/// Lines that may wait for the writer.
-const WAITING: usize = 4096;
-/// Lines that are written together are at most about so many bytes.
-const BATCH: usize = 64 * 1024;
-
 /// Where records go. Cheap to clone. Off: they go nowhere.
 #[derive(Clone)]
-pub struct AccessLog(Option<Writer>);
-
-#[derive(Clone)]
-struct Writer {
-    to: SyncSender<Entry>,
-    metrics: Arc<Metrics>,
-}
+pub struct AccessLog(Option<Lines<Entry>>);
 
 enum Entry {
     Request(SystemTime, Box<RequestRecord>),
     Tcp(SystemTime, Box<TcpRecord>),
-    Flush(SyncSender<()>),
 }
 
 impl AccessLog {
@@ -55,75 +44,32 @@ impl AccessLog {
     /// # Errors
     /// When the thread cannot be started.
     pub fn to(out: impl Write + Send + 'static, metrics: Arc<Metrics>) -> std::io::Result<Self> {
-        let (to, from) = sync_channel(WAITING);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write(out, &from))?;
-        Ok(Self(Some(Writer { to, metrics })))
+        let append = |batch: &mut Vec<u8>, entry: &Entry| match entry {
+            Entry::Request(at, record) => line::request(batch, *at, record),
+            Entry::Tcp(at, record) => line::tcp(batch, *at, record),
+        };
+        Lines::to("access-log", out, append, Arc::new(move || metrics.log_dropped(1)))
+            .map(|lines| Self(Some(lines)))
     }
 
     /// A request has ended now.
     pub fn request(&self, record: &RequestRecord) {
-        if let Some(writer) = &self.0 {
-            writer.send(Entry::Request(SystemTime::now(), Box::new(record.clone())));
+        if let Some(lines) = &self.0 {
+            lines.send(Entry::Request(SystemTime::now(), Box::new(record.clone())));
         }
     }
 
     /// An opaque connection has ended now.
     pub fn tcp(&self, record: &TcpRecord) {
-        if let Some(writer) = &self.0 {
-            writer.send(Entry::Tcp(SystemTime::now(), Box::new(record.clone())));
+        if let Some(lines) = &self.0 {
+            lines.send(Entry::Tcp(SystemTime::now(), Box::new(record.clone())));
         }
     }
 
     /// Waits, not longer than this, until all that was recorded before is written. Blocks: for the end of the process.
     pub fn flush(&self, patience: Duration) {
-        let Some(Writer { to, .. }) = &self.0 else { return };
-        let (done, wait) = sync_channel(1);
-        let until = std::time::Instant::now() + patience;
-        let mut entry = Entry::Flush(done);
-        while std::time::Instant::now() < until {
-            match to.try_send(entry) {
-                Ok(()) => {
-                    let _ = wait.recv_timeout(until.saturating_duration_since(std::time::Instant::now()));
-                    return;
-                }
-                Err(TrySendError::Full(back)) => entry = back,
-                Err(TrySendError::Disconnected(_)) => return,
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Writer {
-    fn send(&self, entry: Entry) {
-        if self.to.try_send(entry).is_err() {
-            self.metrics.log_dropped(1);
-        }
-    }
-}
-
-/// The writer's thread; ends with the last sender, or when nobody can read any more.
-fn write(mut out: impl Write, from: &Receiver<Entry>) {
-    let mut batch = Vec::with_capacity(BATCH / 8);
-    while let Ok(first) = from.recv() {
-        let mut flushed = Vec::new();
-        let mut next = Some(first);
-        while let Some(entry) = next.take() {
-            match entry {
-                Entry::Request(at, record) => line::request(&mut batch, at, &record),
-                Entry::Tcp(at, record) => line::tcp(&mut batch, at, &record),
-                Entry::Flush(done) => flushed.push(done),
-            }
-            if batch.len() < BATCH {
-                next = from.try_recv().ok();
-            }
-        }
-        if out.write_all(&batch).and_then(|()| out.flush()).is_err() {
-            return;
-        }
-        batch.clear();
-        for done in flushed {
-            let _ = done.try_send(());
+        if let Some(lines) = &self.0 {
+            lines.flush(patience);
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Policy {
     pub action: Action,
     /// What it would refuse is only noted.
     pub dry_run: bool,
+    /// What it allows or denies is an event for auditors.
+    pub audit: bool,
     /// Any of them; none: it fits nothing.
     pub rules: Vec<Rule>,
 }
@@ -114,6 +116,8 @@ pub struct Named {
     pub rule: Arc<str>,
     /// What the policy does.
     pub action: Action,
+    /// What it does is an event for auditors.
+    pub audit: bool,
 }
 
 /// Why something is refused, or would be.
@@ -169,9 +173,19 @@ pub struct Verdict {
     pub dry_run: Option<Refusal>,
     /// Rules that want it noted, a few.
     pub audited: Vec<Arc<Named>>,
+    /// A rule of a policy for auditors that allowed it.
+    pub allowed: Option<Arc<Named>>,
+    /// It was refused, and a policy for auditors had a part in that.
+    pub refusal_audited: bool,
 }
 
 impl Verdict {
+    /// Whether auditors want to hear of it.
+    #[must_use]
+    pub fn is_audited(&self) -> bool {
+        self.refusal_audited || self.allowed.is_some() || !self.audited.is_empty()
+    }
+
     /// For the record; nothing where there is nothing to say.
     #[must_use]
     pub fn noted(self) -> Option<Box<Self>> {
@@ -200,6 +214,10 @@ pub struct Authorization {
     ends: [usize; 5],
     allowing: Option<Arc<str>>,
     allowing_dry: Option<Arc<str>>,
+    /// Whether any of those that allow something is for auditors.
+    allowing_audited: bool,
+    /// Whether any policy that allows or denies is.
+    any_audited: bool,
 }
 
 impl PartialEq for Authorization {
@@ -232,13 +250,17 @@ impl Authorization {
         let (mut rules, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
         let mut ends = [0; 5];
         for (this, end) in ends.iter_mut().enumerate() {
-            for policy in policies.iter().filter(|policy| class(policy) == this) {
+            // Of several that deny, the first is named: if there is one for auditors, that one.
+            let (first, second): (Vec<_>, Vec<_>) =
+                policies.iter().filter(|policy| class(policy) == this).partition(|policy| policy.audit);
+            for policy in first.into_iter().chain(second) {
                 for rule in &policy.rules {
                     let number = u32::try_from(rules.len()).unwrap_or(u32::MAX);
                     let named = Named {
                         policy: Arc::clone(&policy.name),
                         rule: Arc::clone(&rule.name),
                         action: policy.action,
+                        audit: policy.audit || policy.action == Action::Audit,
                     };
                     rules.push((Arc::new(named), rule.when.clone()));
                     from.extend(or_any(&rule.from).map(|source| (number, source)));
@@ -247,6 +269,7 @@ impl Authorization {
             }
             *end = to.len();
         }
+        let audited = |policy: &&Policy| policy.audit && !policy.dry_run && policy.action != Action::Audit;
         let looks = |(number, target): &(u32, Target)| {
             target.of_http() || !rules.get(*number as usize).is_none_or(|(_, when)| when.is_empty())
         };
@@ -265,6 +288,8 @@ impl Authorization {
             ends,
             allowing: allowing(policies, |policy| !policy.dry_run),
             allowing_dry: allowing(policies, |_| true),
+            allowing_audited: policies.iter().filter(audited).any(|policy| policy.action == Action::Allow),
+            any_audited: policies.iter().any(|policy| audited(&policy)),
             message,
         }
     }
@@ -276,6 +301,7 @@ impl Authorization {
             name: "(policies that this proxy does not understand)".into(),
             action: Action::Allow,
             dry_run: false,
+            audit: false,
             rules: Vec::new(),
         };
         Self::new("", &[nobody], v1::Authorization::default())
@@ -334,13 +360,19 @@ impl Authorization {
             }
         }
         if let Some(by) = denied(0, end_deny) {
+            verdict.refusal_audited = by.audit;
             verdict.refused = Some(Refusal::Rule(by));
             return verdict;
         }
         let is_allowed = allowed(end_deny_dry, end_allow);
         if let Some(names) = self.allowing.as_ref().filter(|_| !is_allowed) {
             verdict.refused = Some(Refusal::NoneAllows(Arc::clone(names)));
+            verdict.refusal_audited = self.allowing_audited;
             return verdict;
+        }
+        if self.allowing_audited {
+            let mut by = fitting.within(end_deny_dry..end_allow).filter(|target| allow(*target));
+            verdict.allowed = by.find_map(|target| self.named(target).filter(|named| named.audit)).cloned();
         }
         if let Some(by) = denied(end_deny, end_deny_dry) {
             verdict.dry_run = Some(Refusal::Rule(by));
@@ -421,7 +453,9 @@ impl Admitted {
         let clear = match clear {
             Ok(clear) => clear,
             Err(what) if self.paths => {
-                let verdict = Verdict { refused: Some(Refusal::Path(what)), ..Verdict::default() };
+                let refusal_audited = self.authorization.any_audited;
+                let verdict =
+                    Verdict { refused: Some(Refusal::Path(what)), refusal_audited, ..Verdict::default() };
                 return Judged { verdict, path: None };
             }
             Err(what) => {

@@ -212,12 +212,11 @@ impl<'a> Connection<'a> {
         IO: AsyncRead + AsyncWrite + Abort + Unpin,
     {
         let mut opaque = self.opaque();
-        let verdict = self.ask(&self.snapshot, peer.caller());
         if let Peer::Mesh { party, .. } = &peer {
             opaque.record.source = party.clone();
             opaque.record.mtls = true;
         }
-        if let Some(error) = noted(&mut opaque, verdict) {
+        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, peer.caller())) {
             return opaque.refuse(&error);
         }
         match Box::pin(tcp::dial_plain(self.worker, self.original)).await {
@@ -378,7 +377,7 @@ impl<'a> Connection<'a> {
 fn noted(opaque: &mut Opaque, verdict: Option<Verdict>) -> Option<Error> {
     let verdict = verdict?;
     let error = verdict.refused.as_ref().map(Refusal::error);
-    opaque.record.authorization = verdict.noted();
+    opaque.note(verdict);
     error
 }
 

@@ -4,6 +4,7 @@
 pub mod access_log;
 pub mod adaptive;
 pub mod admin;
+mod audit;
 pub mod authorize;
 pub mod backoff;
 pub mod balance;

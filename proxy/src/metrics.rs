@@ -67,6 +67,7 @@ pub struct Metrics {
     unhealthy: Family<ServiceLabels, Gauge>,
     detection: Histogram,
     log_dropped: Counter,
+    audit_dropped: Counter,
     certificate_expiry: Gauge<f64, AtomicU64>,
     certificate_failures: Counter,
     operator_failures: Counter,
@@ -184,6 +185,11 @@ impl Metrics {
                 &mut r,
                 "access_log_dropped",
                 "Lines of the access log that were dropped because nobody read them fast enough",
+            ),
+            audit_dropped: registered(
+                &mut r,
+                "audit_dropped",
+                "Audit events that were dropped because nobody read them fast enough",
             ),
             certificate_expiry: registered(
                 &mut r,
@@ -437,6 +443,11 @@ impl Metrics {
     /// Lines of the access log were dropped.
     pub fn log_dropped(&self, lines: u64) {
         self.log_dropped.inc_by(lines);
+    }
+
+    /// An audit event was dropped.
+    pub fn audit_dropped(&self) {
+        self.audit_dropped.inc();
     }
 
     /// When the own certificate expires.

@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_api::audit::Audit;
 use weft_api::{Identity, Reason};
 
 use crate::access_log::AccessLog;
+use crate::audit;
 use crate::interception::Interception;
 use crate::metrics::Metrics;
 use crate::original_dst::OriginalDst;
@@ -26,6 +28,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// One line per request and connection.
     pub access_log: AccessLog,
+    /// What auditors are told.
+    pub audit: Audit,
     /// Who this workload is.
     pub identity: Arc<Identity>,
     /// Addresses of the own pod: an endpoint of these is the own application, called without mTLS.
@@ -78,6 +82,26 @@ impl Proxy {
     pub fn record(&self, record: &RequestRecord) {
         self.metrics.request(record);
         self.access_log.request(record);
+    }
+
+    /// The policies have decided on a request.
+    pub fn decided(&self, record: &RequestRecord) {
+        if record.authorization.is_some()
+            && self.audit.is_on()
+            && let Some(event) = audit::request(record)
+        {
+            self.audit.event(event);
+        }
+    }
+
+    /// The policies have decided on an opaque connection.
+    pub fn decided_tcp(&self, record: &TcpRecord) {
+        if record.authorization.is_some()
+            && self.audit.is_on()
+            && let Some(event) = audit::connection(record)
+        {
+            self.audit.event(event);
+        }
     }
 
     /// The end of an opaque connection.

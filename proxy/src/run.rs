@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use weft_api::audit::{Audit, Component};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
@@ -49,6 +50,10 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         true => AccessLog::stdout(Arc::clone(&metrics)).context("cannot start the access log")?,
         false => AccessLog::off(),
     };
+    let audit = match settings.audit {
+        true => audit_to_stdout(&metrics),
+        false => Audit::off(),
+    };
     let parts = Parts {
         store: Arc::new(SnapshotStore::new()),
         tls: Arc::new(Tls::new()),
@@ -65,6 +70,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         tls: Arc::clone(&parts.tls),
         metrics: Arc::clone(&parts.metrics),
         access_log,
+        audit,
         identity: Arc::new(parts.settings.identity.clone()),
         pod_ips: parts.settings.pod.ips.clone(),
         max_connections,
@@ -85,8 +91,15 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let served = listener::serve(&proxy, listen, bound, &drain, &exit).context("the data path failed");
     proxy.access_log.flush(LOG_PATIENCE);
+    proxy.audit.flush(LOG_PATIENCE);
     tracing::info!("stopped");
     served
+}
+
+/// Events for auditors are lines on stdout, beside those of the access log.
+pub(crate) fn audit_to_stdout(metrics: &Arc<Metrics>) -> Audit {
+    let metrics = Arc::clone(metrics);
+    Audit::stdout(Component::Proxy, move || metrics.audit_dropped())
 }
 
 struct Parts {

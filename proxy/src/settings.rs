@@ -27,6 +27,8 @@ pub struct Settings {
     pub log: String,
     /// Whether each request and connection is logged.
     pub access_log: bool,
+    /// Whether policies that are for auditors have their events.
+    pub audit: bool,
     /// Threads of the data path.
     pub workers: usize,
     /// How long draining may take before what is left is closed.
@@ -103,6 +105,7 @@ Environment:
   WEFT_TRUST_DOMAIN         default cluster.local
   WEFT_LOG                  log filter, default info
   WEFT_ACCESS_LOG           on (default) or off
+  WEFT_AUDIT                on (default) or off: events of policies that are to be audited
   WEFT_WORKERS              threads of the data path, default 1
   WEFT_DRAIN_TIMEOUT        default 25s
   WEFT_MAX_CONNECTIONS      default 10000
@@ -139,6 +142,7 @@ Environment:
             Err(error) => Err(error.to_string()),
         });
         let access_log = read.parsed("WEFT_ACCESS_LOG", Some("on"), on_or_off);
+        let audit = read.parsed("WEFT_AUDIT", Some("on"), on_or_off);
         let workers = read.parsed("WEFT_WORKERS", Some("1"), |s| number(s, 1..=64));
         let drain_timeout = read.parsed("WEFT_DRAIN_TIMEOUT", Some("25s"), duration);
         let max_connections =
@@ -177,6 +181,7 @@ Environment:
                 operator: operator?,
                 log: log?,
                 access_log: access_log?,
+                audit: audit?,
                 workers: workers?,
                 drain_timeout: drain_timeout?,
                 max_connections: max_connections?,
@@ -349,6 +354,7 @@ mod tests {
             ("WEFT_TRUST_DOMAIN", "Not A Domain"),
             ("WEFT_LOG", "weft=nonsense"),
             ("WEFT_ACCESS_LOG", "yes"),
+            ("WEFT_AUDIT", "loud"),
             ("WEFT_WORKERS", "0"),
             ("WEFT_DRAIN_TIMEOUT", "2 hours"),
             ("WEFT_MAX_CONNECTIONS", "many"),

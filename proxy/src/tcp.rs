@@ -96,6 +96,12 @@ impl Opaque {
         }
     }
 
+    /// Notes what the policies say of it.
+    pub(crate) fn note(&mut self, verdict: Verdict) {
+        self.record.authorization = verdict.noted();
+        self.worker.proxy.decided_tcp(&self.record);
+    }
+
     fn break_off(&mut self, error: &Error) {
         self.record.reason = Some(error.reason());
         self.record.detail = error.detail();
@@ -131,6 +137,7 @@ impl Opaque {
                 self.break_off(&end.error);
                 if end.authorization.is_some() {
                     self.record.authorization = end.authorization;
+                    self.worker.proxy.decided_tcp(&self.record);
                 }
                 client.abort();
                 io.abort();

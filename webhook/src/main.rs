@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::EnvFilter;
+use weft_api::audit::{Audit, Component};
 use weft_api::names;
 use weft_webhook::health::{self, Health};
 use weft_webhook::inject;
@@ -122,8 +123,13 @@ async fn run(settings: Settings) -> Result<()> {
         image = settings.proxy_image,
         "started"
     );
-    let webhook =
-        Arc::new(Webhook { settings: injected(&settings, native_sidecar), stores, metrics: metrics.clone() });
+    let audit = audit(&settings, &metrics);
+    let webhook = Arc::new(Webhook {
+        settings: injected(&settings, native_sidecar),
+        stores,
+        metrics: metrics.clone(),
+        audit: audit.clone(),
+    });
     let listener = listen(names::WEBHOOK_PORT).await?;
     let tls = server::tls(certificate).context("TLS")?;
     let serving_stop = CancellationToken::new();
@@ -140,10 +146,22 @@ async fn run(settings: Settings) -> Result<()> {
         _ = serving => {}
         _ = end.recv() => {}
     }
+    audit.flush(Duration::from_secs(1));
     stop.cancel();
     tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
     Ok(())
+}
+
+/// Events for auditors, on stdout.
+fn audit(settings: &Settings, metrics: &Metrics) -> Audit {
+    if !settings.audit {
+        return Audit::off();
+    }
+    let dropped = metrics.audit_dropped.clone();
+    Audit::stdout(Component::Webhook, move || {
+        dropped.inc();
+    })
 }
 
 fn injected(settings: &Settings, native_sidecar: bool) -> inject::Settings {
@@ -157,6 +175,7 @@ fn injected(settings: &Settings, native_sidecar: bool) -> inject::Settings {
         resources: settings.resources.clone(),
         log: settings.proxy_log.clone(),
         access_log: settings.access_log,
+        audit: settings.proxy_audit,
         workers: settings.workers,
     }
 }

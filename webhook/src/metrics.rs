@@ -64,6 +64,25 @@ pub enum Outcome {
     Malformed,
 }
 
+impl Outcome {
+    /// The word in audit events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Injected => "injected",
+            Self::SkippedSystemNamespace => "skipped-system-namespace",
+            Self::SkippedOptedOut => "skipped-opted-out",
+            Self::SkippedHostNetwork => "skipped-host-network",
+            Self::SkippedAlreadyInjected => "skipped-already-injected",
+            Self::SkippedOtherSystem => "skipped-other-system",
+            Self::Allowed => "",
+            Self::Refused => "invalid",
+            Self::Unavailable => "unavailable",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
 impl From<Skip> for Outcome {
     fn from(skip: Skip) -> Self {
         match skip {
@@ -109,6 +128,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// TLS handshakes that failed.
     pub failed_handshakes: Counter,
+    /// Audit events that nobody read fast enough.
+    pub audit_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -121,6 +142,7 @@ impl Default for Metrics {
             expiry: Gauge::default(),
             connections: Gauge::default(),
             failed_handshakes: Counter::default(),
+            audit_dropped: Counter::default(),
         };
         metrics.registered()
     }
@@ -142,6 +164,8 @@ impl Metrics {
             self.expiry.clone(),
         );
         own.register("connections", "TLS connections open", self.connections.clone());
+        let dropped = "Audit events that were dropped because nobody read them fast enough";
+        own.register("audit_dropped", dropped, self.audit_dropped.clone());
         own.register("failed_handshakes", "TLS handshakes that failed", self.failed_handshakes.clone());
         self
     }

@@ -30,14 +30,28 @@ pub struct Request {
     /// Its namespace.
     #[serde(default)]
     pub namespace: String,
+    /// Who asks the API server.
+    #[serde(default)]
+    pub user_info: UserInfo,
     /// CREATE, UPDATE, DELETE or CONNECT.
     pub operation: String,
+    /// Nothing is going to be stored.
+    #[serde(default)]
+    pub dry_run: Option<bool>,
     /// As it is to be; null for DELETE.
     #[serde(default)]
     pub object: Value,
     /// As it is; null for CREATE.
     #[serde(default)]
     pub old_object: Value,
+}
+
+/// A user of the API server. Their groups, uid and what authenticators add are not read.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct UserInfo {
+    /// The name.
+    #[serde(default)]
+    pub username: String,
 }
 
 /// Group, version, kind.

@@ -40,6 +40,10 @@ pub struct Settings {
     pub proxy_log: String,
     /// Whether proxies log requests.
     pub access_log: bool,
+    /// Whether proxies tell auditors what policies for them decide.
+    pub proxy_audit: bool,
+    /// Whether auditors are told of each admission.
+    pub audit: bool,
     /// The proxy's worker threads.
     pub workers: u16,
     /// The webhook's own log filter.
@@ -64,6 +68,8 @@ impl Settings {
         let sidecar = [("auto", NativeSidecar::Auto), ("on", NativeSidecar::On), ("off", NativeSidecar::Off)];
         let native_sidecar = reader.one_of("WEFT_NATIVE_SIDECAR", &sidecar);
         let access_log = reader.one_of("WEFT_ACCESS_LOG", &[("on", true), ("off", false)]);
+        let proxy_audit = reader.one_of("WEFT_PROXY_AUDIT", &[("on", true), ("off", false)]);
+        let audit = reader.one_of("WEFT_AUDIT", &[("on", true), ("off", false)]);
         let pull_policy = reader.pull_policy();
         let resources = Resources {
             cpu_request: reader.quantity("WEFT_PROXY_CPU_REQUEST"),
@@ -88,6 +94,8 @@ impl Settings {
             resources,
             proxy_log: reader.text("WEFT_PROXY_LOG", "info"),
             access_log,
+            proxy_audit,
+            audit,
             workers,
             log: reader.text("WEFT_LOG", "info"),
             namespace,
@@ -171,6 +179,8 @@ mod tests {
             "WEFT_PROXY_WORKERS",
             "WEFT_NATIVE_SIDECAR",
             "WEFT_ACCESS_LOG",
+            "WEFT_PROXY_AUDIT",
+            "WEFT_AUDIT",
             "WEFT_PROXY_IMAGE_PULL_POLICY",
             "WEFT_PROXY_CPU_REQUEST",
             "WEFT_PROXY_MEMORY_LIMIT",

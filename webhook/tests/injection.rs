@@ -23,6 +23,7 @@ fn settings() -> Settings {
         },
         log: "info".into(),
         access_log: true,
+        audit: true,
         workers: 1,
     }
 }
@@ -270,6 +271,41 @@ proptest! {
             for metadata in [Value::Null, json!(text), json!({"annotations": text, "labels": [number]})] {
                 let _ = review(&json!({"metadata": metadata, "spec": spec}), "shop", &settings());
             }
+        }
+    }
+}
+
+/// Of the proxy in any form, nothing is left open; the init step alone has the one capability that it needs.
+#[test]
+fn what_is_injected_is_confined() {
+    for (settings, name) in [settings(), without_native_sidecars()].into_iter().flat_map(|settings| {
+        ["simple", "init-containers", "job", "overrides"].map(|name| (settings.clone(), name))
+    }) {
+        let Outcome::Inject { pod, .. } = review(&pod(name), "shop", &settings) else {
+            panic!("{name} was not injected")
+        };
+        let lists = ["initContainers", "containers"].map(|list| pod["spec"][list].as_array());
+        let ours: Vec<&Value> = lists
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|c| c["name"].as_str().unwrap().starts_with("weft-"))
+            .collect();
+        assert_eq!(ours.len(), 2, "{name}");
+        for container in ours {
+            let context = &container["securityContext"];
+            let init = container["name"] == "weft-init";
+            let confined =
+                ["allowPrivilegeEscalation", "readOnlyRootFilesystem"].map(|field| context[field].clone());
+            assert_eq!(confined, [json!(false), json!(true)], "{name}: {context}");
+            assert_eq!(context["seccompProfile"], json!({"type": "RuntimeDefault"}), "{name}: {context}");
+            assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{name}: {context}");
+            let added = if init { json!(["NET_ADMIN"]) } else { Value::Null };
+            assert_eq!(context["capabilities"]["add"], added, "{name}: {context}");
+            if !init {
+                assert_eq!((&context["runAsNonRoot"], &context["runAsUser"]), (&json!(true), &json!(2102)));
+            }
+            assert!(context.get("privileged").is_none(), "{name}: {context}");
         }
     }
 }

@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKey
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use weft_api::audit::{Audit, Component};
 use weft_api::v1::identity_server::{Identity, IdentityServer};
 use weft_api::v1::{SignRequest, SignResponse};
 use weft_webhook::inject;
@@ -114,10 +115,27 @@ async fn operator(authority: Arc<Authority>, account: &str, failures: u32, life:
     port
 }
 
+/// What auditors were told.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Running {
     port: u16,
     certificate: Arc<Certificate>,
     metrics: Arc<Metrics>,
+    audit: Audit,
+    told: Told,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
     _bundle: watch::Sender<Option<Arc<RootCertStore>>>,
@@ -138,7 +156,10 @@ async fn webhook(operator: u16, roots: Arc<RootCertStore>, token: &str, known: K
     };
     tokio::spawn(serving::renew(renewal, certificate.clone(), bundle, metrics.clone()));
     sender.send_replace(Some(roots));
-    let webhook = Webhook { settings: settings(), stores: Stores::fixed(known), metrics: metrics.clone() };
+    let told = Told::default();
+    let audit = Audit::to(Component::Webhook, told.clone(), || {});
+    let (settings, stores) = (settings(), Stores::fixed(known));
+    let webhook = Webhook { settings, stores, metrics: metrics.clone(), audit: audit.clone() };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (tls, stop) = (server::tls(certificate.clone()).unwrap(), CancellationToken::new());
@@ -149,7 +170,7 @@ async fn webhook(operator: u16, roots: Arc<RootCertStore>, token: &str, known: K
         metrics.clone(),
         stop.clone(),
     ));
-    Running { port, certificate, metrics, stop, served, _bundle: sender, _token: file }
+    Running { port, certificate, metrics, audit, told, stop, served, _bundle: sender, _token: file }
 }
 
 fn settings() -> inject::Settings {
@@ -163,6 +184,7 @@ fn settings() -> inject::Settings {
         resources: inject::Resources::default(),
         log: "info".into(),
         access_log: true,
+        audit: true,
         workers: 1,
     }
 }
@@ -337,4 +359,59 @@ async fn no_certificate_comes_from_an_impostor_or_with_a_wrong_token() {
         until("a failure", failed).await;
         assert!(!running.certificate.is_valid());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn auditors_are_told_of_every_admission_and_of_no_secret() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 0, hour()).await;
+    let running = webhook(operator, roots.clone(), "token-of-the-webhook", Known::default()).await;
+    until("a certificate", || running.certificate.is_valid()).await;
+
+    let user =
+        json!({"username": "ann", "uid": "planted", "groups": ["planted"], "extra": {"token": ["planted"]}});
+    let asked = async |path: &str, kind: &str, dry_run: bool, object: Value| {
+        let mut review: Value = serde_json::from_slice(&review(kind, "shop", "CREATE", &object)).unwrap();
+        review["request"]["userInfo"] = user.clone();
+        review["request"]["dryRun"] = dry_run.into();
+        send(&running, &roots, path, &serde_json::to_vec(&review).unwrap()).await
+    };
+    let spec = json!({"containers": [{"name": "app", "image": "x", "env": [{"name": "PASSWORD", "value": "planted"}]}]});
+    let pod =
+        json!({"metadata": {"name": "p", "annotations": {"weft.dev/workers": "planted"}}, "spec": spec});
+    asked("POST /mutate/pods", "Pod", false, pod).await;
+    let policy = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "a", "annotations": {"note": "planted"}},
+        "spec": {"action": "Allow", "rules": [{"from": [{"identities": ["spiffe://planted!"]}],
+            "when": [{"header": "authorization", "exact": "planted"}]}]}});
+    let (_, answer) = asked("POST /validate", "AuthorizationPolicy", true, policy).await;
+    assert!(String::from_utf8_lossy(&answer).contains("\"allowed\":false"), "the user is told why");
+    send(&running, &roots, "POST /validate", b"{\"planted\": 1}").await;
+
+    running.audit.flush(Duration::from_secs(20));
+    let told = String::from_utf8(running.told.0.lock().unwrap().clone()).unwrap();
+    let events: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let who = json!({"user": "ann"});
+    let brief: Vec<_> = events
+        .iter()
+        .map(|e| (e["result"].as_str().unwrap(), e["reason"].as_str().unwrap_or_default(), &e["what"]))
+        .collect();
+    let what = |kind: &str, name: &str, operation: &str| json!({"kind": kind, "namespace": "shop", "name": name, "operation": operation, "uid": "u-1"});
+    assert_eq!(
+        brief,
+        [
+            ("allowed", "injected", &what("Pod", "p", "CREATE")),
+            ("denied", "invalid", &what("AuthorizationPolicy", "a", "CREATE, dry run")),
+            ("denied", "malformed", &json!({})),
+        ]
+    );
+    assert_eq!((&events[0]["who"], &events[1]["who"]), (&who, &who));
+    assert!(
+        events
+            .iter()
+            .all(|e| e["log"] == "audit" && e["event"] == "admission" && e["component"] == "webhook")
+    );
+    assert!(!told.contains("planted"), "a secret is told: {told}");
 }

@@ -27,6 +27,15 @@ fn a_policy_has_an_action_and_does_something() {
     refused(AUTHZ, json!({"action": "Deny"}), "does nothing");
     refused(AUTHZ, json!({"action": "Audit", "rules": []}), "does nothing");
     refused(AUTHZ, json!({"action": "Audit", "dryRun": true, "rules": [{}]}), "never refuses");
+    passes(AUTHZ, json!({"action": "Allow", "audit": true}));
+    passes(AUTHZ, json!({"action": "Deny", "audit": true, "dryRun": false, "rules": [{}]}));
+    passes(AUTHZ, json!({"action": "Audit", "audit": false, "rules": [{}]}));
+    refused(AUTHZ, json!({"action": "Audit", "audit": true, "rules": [{}]}), "audited anyway");
+    refused(
+        AUTHZ,
+        json!({"action": "Deny", "audit": true, "dryRun": true, "rules": [{}]}),
+        "nothing is decided",
+    );
     passes(AUTHZ, json!({"action": "Audit", "rules": [{}]}));
     refused(AUTHZ, json!({"action": "Allow", "selector": {"matchLabels": {}}}), "minProperties");
     refused(AUTHZ, json!({"action": "Allow", "rules": vec![json!({}); 33]}), "maxItems");

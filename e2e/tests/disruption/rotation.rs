@@ -87,6 +87,12 @@ fn the_root_is_rotated_under_load_and_no_request_fails() {
                 ensure!(roots == 1, "{roots} roots");
                 Ok(())
             })?;
+            let told = chart::pods(ns.cluster, "weft-operator")?
+                .iter()
+                .map(|pod| ns.cluster.logs(NAMESPACE, pod, "operator", 20_000))
+                .collect::<String>();
+            let retired = "\"event\":\"rotation\",\"result\":\"done\",\"reason\":\"Stable\"";
+            ensure!(told.contains(retired), "auditors were not told: {told}");
             Client::deploy(ns, "newcomer")?.get("http://back/")?.expect(200)?;
             let kept = kept.finish()?;
             println!("{} requests on kept connections: {}", kept.sent, kept.summary());

@@ -3,6 +3,7 @@
 
 mod abuse;
 mod admission;
+mod audit;
 mod authorization;
 mod balancing;
 mod egress;

@@ -50,6 +50,7 @@ fn policy(policy: &InForce<AuthorizationPolicySpec>) -> v1::AuthorizationPolicy 
         name: policy.key.name.clone(),
         action: action.into(),
         dry_run: policy.spec.dry_run.unwrap_or_default(),
+        audit: policy.spec.audit.unwrap_or_default(),
         rules: policy.spec.rules.iter().enumerate().map(|(position, given)| rule(position, given)).collect(),
     }
 }

@@ -2,6 +2,7 @@
 //! the status of resources, Events, dividing shared limits. Each is observe → plan (pure) → apply; none is needed for running traffic.
 
 mod bundle;
+mod changes;
 mod conditions;
 mod ejections;
 mod events;
@@ -20,6 +21,7 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use weft_api::audit::Event;
 
 use crate::ca::Root;
 use crate::ca::secret::Standing;
@@ -53,6 +55,12 @@ pub struct Leader {
 }
 
 impl Leader {
+    /// Tells auditors what this replica has done, or has seen.
+    fn audit(&self, mut event: Event) {
+        event.who.pod = format!("{}/{}", self.settings.namespace, self.settings.pod_name);
+        self.shared.audit.event(event);
+    }
+
     /// Stands for election until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let client = self.writer.clone();

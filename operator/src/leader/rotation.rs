@@ -10,6 +10,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
+use weft_api::audit::{Event, Kind, Outcome, What};
 use weft_api::names;
 use weft_api::v1::AppliedReply;
 
@@ -110,12 +111,15 @@ async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step,
         Ok(roots) => roots,
         Err(error) => return tracing::error!(error = %error, "a root cannot be made; trying again"),
     };
+    let phase = roots.phase();
     if let Err(error) =
         secret::step(leader.writer.clone(), &leader.settings.namespace, standing, &roots).await
     {
+        leader.audit(told(leader, step, phase, Outcome::Failed));
         // Somebody else may have written it: then the watch brings what there is now.
         return tracing::warn!(error = %error, ?step, "a step of the root's rotation could not be written; trying again");
     }
+    leader.audit(told(leader, step, phase, Outcome::Done));
     tracing::info!(?step, phase = roots.phase().as_str(), "rotating the root");
     leader.shared.metrics.rotation_steps.get_or_create(&Took { step }).inc();
     let (reason, note) = match step {
@@ -142,6 +146,20 @@ async fn take(leader: &Leader, events: &Events, standing: &Standing, step: Step,
     };
     events.write(&about, step == Step::Replace, reason, "Rotate", note).await;
     settled(leader, &roots).await;
+}
+
+/// What auditors hear; `phase`: the one that the step leads to.
+fn told(leader: &Leader, step: Step, phase: Phase, outcome: Outcome) -> Event {
+    let mut event = Event::now(Kind::Rotation, outcome);
+    event.reason = phase.as_str();
+    event.what = What {
+        kind: "Secret".into(),
+        namespace: leader.settings.namespace.clone(),
+        name: names::CA_SECRET.into(),
+        operation: format!("{step:?}"),
+        ..What::default()
+    };
+    event
 }
 
 /// Waits until the watch has brought what was written, so that no step is taken twice.

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
 
 use super::Leader;
+use super::changes::Changes;
 use super::conditions::{self, AppliedBy};
 use super::ejections::{self, EjectedBy, Happened, Quota};
 use super::events::{About, Events};
@@ -45,6 +46,7 @@ pub async fn keep(leader: Leader, events: Events) {
     let mut ejected: Option<EjectedBy> = None;
     let mut quota = Quota::new(MAX_EVENTS, EVENTS_EACH_LOOK);
     let mut refused: Option<BTreeMap<(&'static str, Key), Refusal>> = None;
+    let mut changes = Changes::default();
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -58,6 +60,10 @@ pub async fn keep(leader: Leader, events: Events) {
             .shared
             .store
             .view(|view| (plan(view.index, &applied, &now_ejected, &now), refusals(view.index)));
+        if leader.shared.audit.is_on() {
+            let seen = leader.shared.store.view(|view| changes.look(view.index));
+            seen.into_iter().for_each(|event| leader.audit(event));
+        }
         for write in writes {
             writer.write(write).await;
         }

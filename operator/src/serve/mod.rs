@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
+use weft_api::audit::Audit;
 use weft_api::v1::AppliedReply;
 use weft_api::v1::identity_server::IdentityServer;
 use weft_api::v1::peers_server::PeersServer;
@@ -56,6 +57,8 @@ pub struct Shared {
     pub serving: Arc<Serving>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// What auditors are told.
+    pub audit: Audit,
     /// Weft's own namespace.
     pub namespace: String,
     /// Ends all streams.

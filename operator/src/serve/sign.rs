@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
+use weft_api::audit::{Event, Kind, Outcome};
 use weft_api::v1::identity_server::Identity as Service;
 use weft_api::v1::{SignRequest, SignResponse};
 use weft_api::{Identity, names};
@@ -58,7 +59,8 @@ impl<R: Reviewer> Signer<R> {
         &self,
         request: SignRequest,
         from: Option<IpAddr>,
-    ) -> Result<(SignResponse, BoundPod), Refusal> {
+        known: &mut Option<BoundPod>,
+    ) -> Result<SignResponse, Refusal> {
         let _turn = timeout(QUEUE, self.turns.acquire()).await.map_err(|_| {
             (
                 Refused::Busy,
@@ -75,18 +77,18 @@ impl<R: Reviewer> Signer<R> {
             let room = self.bad_tokens.room(&from, Instant::now());
             room.map_err(|wait| too_often("bad tokens come from this address", wait))?;
         }
-        let pod = self.review(&request.token, from).await?;
+        let pod = &*known.insert(self.review(&request.token, from).await?);
         self.pods
             .take(pod.uid.clone(), Instant::now())
             .map_err(|wait| too_often("certificates are asked for by this pod", wait))?;
-        self.check_pod(&pod).await?;
+        self.check_pod(pod).await?;
 
         let identity = Identity {
             trust_domain: self.shared.serving.identity().trust_domain.clone(),
             namespace: pod.key.namespace.clone(),
             service_account: pod.service_account.clone(),
         };
-        let dns_names = self.dns_names(&pod);
+        let dns_names = self.dns_names(pod);
         // Before signing: a bundle that is a moment too old is taken for what it is, one that is too new is not.
         let roots = self.shared.authority.roots();
         let issued = self.shared.authority.issue(&key, &identity, &dns_names).map_err(|error| {
@@ -101,7 +103,7 @@ impl<R: Reviewer> Signer<R> {
             not_after_unix_s: i64::try_from(not_after).unwrap_or(i64::MAX),
             identity: identity.to_string(),
         };
-        Ok((response, pod))
+        Ok(response)
     }
 
     async fn review(&self, token: &str, from: Option<IpAddr>) -> Result<BoundPod, Refusal> {
@@ -167,6 +169,26 @@ impl<R: Reviewer> Signer<R> {
     }
 }
 
+/// What auditors hear. `pod`: whose token it was, once that is believed.
+fn issuance(result: Result<&str, Refused>, pod: Option<&BoundPod>, client: Option<IpAddr>) -> Event {
+    let mut event = match result {
+        Ok(identity) => {
+            let mut event = Event::now(Kind::Issuance, Outcome::Issued);
+            identity.clone_into(&mut event.who.identity);
+            event
+        }
+        Err(reason) => {
+            let mut event = Event::now(Kind::Issuance, Outcome::Refused);
+            event.reason = reason.as_str();
+            event
+        }
+    };
+    event.who.pod = pod.map(|pod| pod.key.to_string()).unwrap_or_default();
+    event.who.address = client;
+    event.what.kind = "certificate".into();
+    event
+}
+
 fn too_often(what: &str, wait: Duration) -> Refusal {
     let seconds = wait.as_secs_f64().ceil();
     (Refused::Rate, Status::resource_exhausted(format!("too many {what}; try again in {seconds} s")))
@@ -177,15 +199,21 @@ impl<R: Reviewer> Service for Signer<R> {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let address = request.remote_addr();
         let from = address.map(|a| a.to_string()).unwrap_or_default();
-        match self.decide(request.into_inner(), address.map(|a| a.ip().to_canonical())).await {
-            Ok((response, pod)) => {
+        let client = address.map(|a| a.ip().to_canonical());
+        let mut pod = None;
+        let decided = self.decide(request.into_inner(), client, &mut pod).await;
+        let told = decided.as_ref().map(|response| response.identity.as_str()).map_err(|(reason, _)| *reason);
+        self.shared.audit.event(issuance(told, pod.as_ref(), client));
+        let pod = pod.map(|pod| pod.key.to_string()).unwrap_or_default();
+        match decided {
+            Ok(response) => {
                 self.shared.metrics.issued.inc();
-                tracing::info!(pod = %pod.key, identity = response.identity, from, "signed a certificate");
+                tracing::info!(pod, identity = response.identity, from, "signed a certificate");
                 Ok(Response::new(response))
             }
             Err((reason, status)) => {
                 self.shared.metrics.refuse(reason);
-                tracing::warn!(from, why = status.message(), code = ?status.code(), "refused a certificate");
+                tracing::warn!(from, pod, why = status.message(), code = ?status.code(), "refused a certificate");
                 Err(status)
             }
         }

@@ -23,6 +23,7 @@ fn policies(count: u32, rule: impl Fn(u32) -> v1::AuthorizationRule) -> v1::ToPr
             name: format!("p{n}"),
             action: action.into(),
             dry_run: false,
+            audit: false,
             rules: vec![rule(n)],
         }
     };

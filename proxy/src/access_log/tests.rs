@@ -5,6 +5,8 @@ use crate::metrics::tests::record;
 use http::{HeaderValue, Uri};
 use std::sync::{Condvar, Mutex};
 use weft_api::Reason;
+use weft_api::audit::timestamp;
+use weft_api::lines::WAITING;
 
 /// A place to write to that can be held shut.
 #[derive(Clone, Default)]
@@ -116,7 +118,7 @@ fn moments_are_written_as_the_calendar_has_them() {
         (1_772_323_199, "2026-02-28T23:59:59.000Z"),
         (4_102_444_800, "2100-01-01T00:00:00.000Z"),
     ] {
-        assert_eq!(line::timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        assert_eq!(timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
     }
 }
 

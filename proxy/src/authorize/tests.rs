@@ -105,6 +105,24 @@ mod naive {
             || policies.iter().any(|p| p.action == Action::Allow) && !fits(Action::Allow, false)
     }
 
+    pub(super) fn allowed_for_auditors(policies: &[&Policy], call: &Call) -> bool {
+        let mut audited = policies.iter().filter(|p| p.action == Action::Allow && p.audit);
+        audited.any(|p| p.rules.iter().any(|r| rule(r, call, false)))
+    }
+
+    pub(super) fn audits_refusal(policies: &[&Policy], call: &Call, refusal: Option<&Refusal>) -> bool {
+        let audited = |action: Action| policies.iter().any(|p| p.action == action && p.audit);
+        match refusal {
+            None => false,
+            Some(Refusal::Path(_)) => audited(Action::Allow) || audited(Action::Deny),
+            Some(Refusal::NoneAllows(_)) => audited(Action::Allow),
+            Some(Refusal::Rule(_)) => {
+                let mut deny = policies.iter().filter(|p| p.action == Action::Deny && p.audit);
+                deny.any(|p| p.rules.iter().any(|r| rule(r, call, true)))
+            }
+        }
+    }
+
     pub(super) fn audits(policies: &[Policy], call: &Call) -> bool {
         let audits = policies.iter().filter(|p| p.action == Action::Audit);
         audits.flat_map(|p| &p.rules).any(|r| rule(r, call, true))
@@ -184,11 +202,13 @@ fn rule() -> impl Strategy<Value = Rule> {
 
 fn policy() -> impl Strategy<Value = Policy> {
     let action = select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Audit]);
-    (action, prop::bool::weighted(0.3), prop::collection::vec(rule(), 0..4), 0..99u32).prop_map(
-        |(action, dry_run, rules, n)| Policy {
+    let flags = (prop::bool::weighted(0.3), prop::bool::weighted(0.3));
+    (action, flags, prop::collection::vec(rule(), 0..4), 0..99u32).prop_map(
+        |(action, (dry_run, audit), rules, n)| Policy {
             name: format!("shop/p{n}").into(),
             action,
             dry_run: dry_run && action != Action::Audit,
+            audit,
             rules,
         },
     )
@@ -230,6 +250,10 @@ proptest! {
             let would = !refused && naive::refuses(&all, &call);
             prop_assert_eq!(verdict.dry_run.is_some(), would, "{:?} {:?}", &call, &verdict);
             let unclear = verdict.refused.as_ref().is_some_and(|r| matches!(r, Refusal::Path(_)));
+            let seen = naive::allowed_for_auditors(&in_force, &call);
+            prop_assert_eq!(verdict.allowed.is_some(), !refused && seen, "{:?} {:?}", &call, &verdict);
+            let part = naive::audits_refusal(&in_force, &call, verdict.refused.as_ref());
+            prop_assert_eq!(verdict.refusal_audited, part, "{:?} {:?}", &call, &verdict);
             prop_assert!(unclear || verdict.audited.is_empty() != naive::audits(&policies, &call), "{:?}", &call);
         }
     }
@@ -260,7 +284,7 @@ fn from(account: &str) -> Source {
 }
 
 fn one(action: Action, rules: Vec<Rule>) -> Policy {
-    Policy { name: "shop/p".into(), action, dry_run: false, rules }
+    Policy { name: "shop/p".into(), action, dry_run: false, audit: false, rules }
 }
 
 fn get(path: &'static str) -> Call {
@@ -333,7 +357,13 @@ fn many(count: usize) -> Vec<Policy> {
             let source = Source { namespaces: vec!["shop".into()], ..Source::default() };
             let rule =
                 Rule { name: "0".into(), from: vec![source, from("front")], to: vec![to], when: vec![] };
-            Policy { name: format!("shop/p{n}").into(), action, dry_run: false, rules: vec![rule] }
+            Policy {
+                name: format!("shop/p{n}").into(),
+                action,
+                dry_run: false,
+                audit: false,
+                rules: vec![rule],
+            }
         })
         .collect()
 }

@@ -109,7 +109,7 @@ impl Handler for Inbound {
             if let Some(refusal) = &verdict.refused {
                 let error = refusal.error();
                 if !by_probe {
-                    exchange.record.authorization = verdict.noted();
+                    self.note(&mut exchange, verdict);
                     if wire == Wire::Http1 {
                         self.let_finish(request.into_body());
                     }
@@ -120,13 +120,13 @@ impl Handler for Inbound {
                 return match probed.await {
                     Ok(response) => response,
                     Err(mut exchange) => {
-                        exchange.record.authorization = verdict.noted();
+                        self.note(&mut exchange, verdict);
                         exchange.refuse(&error)
                     }
                 };
             }
             if !by_probe {
-                exchange.record.authorization = verdict.noted();
+                self.note(&mut exchange, verdict);
             }
         }
         let counted = limits.and_then(|limits| self.count(workload.as_deref(), limits, &request));
@@ -212,6 +212,11 @@ impl Inbound {
             *request.uri_mut() = uri;
         }
         verdict
+    }
+
+    fn note(&self, exchange: &mut Exchange, verdict: authorize::Verdict) {
+        exchange.record.authorization = verdict.noted();
+        self.worker.proxy.decided(&exchange.record);
     }
 
     fn recheck(&self, request: &Request<Incoming>) -> Recheck {

@@ -38,7 +38,8 @@ pub(crate) fn switch(
     exchange.dress(&mut head.headers);
     headers::restore_upgrade(&mut head.headers, protocol.unwrap_or(HeaderValue::from_static("websocket")));
     exchange.record.status = head.status.as_u16();
-    worker.spawn(async move {
+    let worker = Rc::clone(worker);
+    Rc::clone(&worker).spawn(async move {
         let mut client = match client.await {
             Ok(client) => TokioIo::new(client),
             Err(e) => return exchange.break_off(&Error::new(Reason::UpstreamReset, e)),
@@ -68,6 +69,7 @@ pub(crate) fn switch(
                 exchange.break_off(&end.error);
                 if end.authorization.is_some() {
                     exchange.record.authorization = end.authorization;
+                    worker.proxy.decided(&exchange.record);
                 }
             }
         }

@@ -743,6 +743,7 @@ fn authorized(change: impl FnOnce(&mut v1::Authorization)) -> v1::Workload {
         name: "p".into(),
         action: v1::AuthorizationAction::Allow.into(),
         dry_run: false,
+        audit: false,
         rules: vec![rule],
     };
     let mut authorization = v1::Authorization { policies: vec![policy], level: 1 };

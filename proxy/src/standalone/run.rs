@@ -29,7 +29,7 @@ use crate::listener::{self, Change, Listening};
 use crate::metrics::Metrics;
 use crate::original_dst::OriginalDst;
 use crate::proxy::{Leaving, Proxy};
-use crate::run::{LOG_PATIENCE, Stop, connections_within_files, single_threaded, spawn};
+use crate::run::{LOG_PATIENCE, Stop, audit_to_stdout, connections_within_files, single_threaded, spawn};
 use crate::settings::{Pod, Problems, duration};
 use crate::status::Status;
 use crate::store::SnapshotStore;
@@ -63,6 +63,8 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
         true => AccessLog::stdout(Arc::clone(&metrics)).context("cannot start the access log")?,
         false => AccessLog::off(),
     };
+    // Policies say what is audited.
+    let audit = audit_to_stdout(&metrics);
     let admin = Arc::new(Admin {
         pod: Pod {
             name: identity.service_account.clone(),
@@ -88,6 +90,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
         tls: Arc::clone(&admin.tls),
         metrics,
         access_log,
+        audit,
         identity: Arc::new(identity),
         pod_ips: Vec::new(),
         max_connections: connections_within_files(file.max_connections),
@@ -155,6 +158,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
     };
     let served = listener::run(&proxy, workers, started, &drain, &exit).context("the data path failed");
     proxy.access_log.flush(LOG_PATIENCE);
+    proxy.audit.flush(LOG_PATIENCE);
     tracing::info!("stopped");
     failed.and(served)
 }

@@ -268,6 +268,41 @@ async fn nothing_is_sent_ahead_of_a_handshake_and_the_cheap_cipher_is_agreed() {
     assert_eq!(session.negotiated_key_exchange_group().unwrap().name(), rustls::NamedGroup::X25519);
 }
 
+/// The list of docs/security.md.
+#[tokio::test]
+async fn only_the_three_ciphers_of_tls_1_3_are_spoken_and_no_older_version() {
+    let ca = Ca::new("root");
+    let (a, b) =
+        (tls(&ca, ca.workload(&identity("shop", "front"))), tls(&ca, ca.workload(&identity("shop", "back"))));
+    let listed = [
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let page = include_str!("../../../docs/security.md");
+    for suite in listed {
+        assert!(page.contains(&format!("`{}`", suite.as_str().unwrap())), "{suite:?} is not stated");
+    }
+    let (server, client) = (b.server(), a.client(Alpn::Http1));
+    let offered = |suites: &[rustls::SupportedCipherSuite]| {
+        let mut of_1_3: Vec<_> =
+            suites.iter().filter(|suite| suite.tls13().is_some()).map(|s| s.suite()).collect();
+        of_1_3.sort_by_key(|suite| u16::from(*suite));
+        of_1_3
+    };
+    assert_eq!(offered(&server.crypto_provider().cipher_suites), listed);
+    assert_eq!(offered(&client.crypto_provider().cipher_suites), listed);
+    // A peer that speaks an older version only, otherwise as the mesh does.
+    let mut older = ClientConfig::builder_with_provider(Arc::clone(client.crypto_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    older.alpn_protocols.clone_from(&client.alpn_protocols);
+    let refused = handshake_by(Arc::new(older), &b).await.unwrap_err();
+    assert!(refused.to_string().to_lowercase().contains("version"), "{refused}");
+}
+
 #[test]
 fn bad_material_changes_nothing() {
     let ca = Ca::new("root");

@@ -17,6 +17,7 @@ pub fn policy(name: &str, action: Action, rules: Vec<v1::AuthorizationRule>) -> 
         name: name.into(),
         action: action.into(),
         dry_run: false,
+        audit: false,
         rules,
     }
 }

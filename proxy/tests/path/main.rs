@@ -5,9 +5,11 @@
 
 mod apps;
 mod attacks;
+mod audit;
 mod authorization;
 mod balancing;
 mod breaking;
+mod certificates;
 mod checks;
 mod clients;
 mod copies;

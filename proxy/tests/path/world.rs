@@ -7,10 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_util::sync::CancellationToken;
+use weft_api::audit::{Audit, Component};
 use weft_api::{Identity, v1};
 use weft_proxy::access_log::AccessLog;
 use weft_proxy::checks::Checker;
@@ -39,6 +41,11 @@ impl Ca {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(Arc::new(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()))
+    }
+
+    /// Signs.
+    pub fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.0
     }
 
     pub fn root(&self) -> CertificateDer<'static> {
@@ -146,6 +153,7 @@ impl Node {
             tls: Arc::clone(&tls),
             metrics: Arc::clone(&metrics),
             access_log: AccessLog::to(log.clone(), Arc::clone(&metrics)).unwrap(),
+            audit: Audit::to(Component::Proxy, log.clone(), || {}),
             identity: Arc::new(identity(account)),
             pod_ips,
             max_connections: MAX_CONNECTIONS,

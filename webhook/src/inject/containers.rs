@@ -104,6 +104,12 @@ fn proxy(settings: &Settings, overrides: &Overrides) -> Value {
         ],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    // Otherwise they are: policies say which.
+    if !settings.audit
+        && let Some(env) = container["env"].as_array_mut()
+    {
+        env.push(value("WEFT_AUDIT", "off"));
+    }
     if settings.native_sidecar {
         container["restartPolicy"] = "Always".into();
     }

@@ -24,6 +24,8 @@ pub struct Settings {
     pub log: String,
     /// Whether the proxy logs each request.
     pub access_log: bool,
+    /// Whether the proxy tells auditors what policies for them decide.
+    pub audit: bool,
     /// The proxy's worker threads.
     pub workers: u16,
 }

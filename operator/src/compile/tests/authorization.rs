@@ -67,7 +67,7 @@ fn one_that_makes_no_sense_leaves_its_last_good_form_in_force() {
 
 #[test]
 fn every_field_is_told_to_the_proxy() {
-    let spec = json!({ "action": "Deny", "dryRun": true, "rules": [
+    let spec = json!({ "action": "Deny", "dryRun": true, "audit": true, "rules": [
         { "name": "admins",
           "from": [{ "identities": ["*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"] }],
           "to": [{ "hosts": ["back"], "ports": [8080], "methods": ["GET"], "paths": [{ "exact": "/a" }, { "prefix": "/b" }, { "template": "/u/{id}" }] },
@@ -78,7 +78,7 @@ fn every_field_is_told_to_the_proxy() {
     authorization("shop/p", 1, spec).apply(&mut index);
     let all = of(&index, "shop/back-1").authorization.unwrap();
     let policy = &all.policies[0];
-    assert_eq!((all.level, policy.action(), policy.dry_run), (1, Action::Deny, true));
+    assert_eq!((all.level, policy.action(), policy.dry_run, policy.audit), (1, Action::Deny, true, true));
     let rule = &policy.rules[0];
     let source = v1::AuthorizationSource {
         identities: vec!["*/sa/front".into()],

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::Identity;
+use weft_api::audit::{Audit, Component};
 
 use super::fleet::Fleet;
 use super::review::{BoundPod, ReviewError, Reviewer};
@@ -56,6 +57,22 @@ struct Operator {
     shared: Arc<Shared>,
     answers: Arc<Answers>,
     at: SocketAddr,
+    told: Told,
+}
+
+/// What auditors were told.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Operator {
@@ -70,6 +87,7 @@ impl Operator {
         let metrics = Arc::new(Metrics::default());
         let authority = Arc::new(Authority::new(root, Duration::from_secs(3600)));
         let serving = Serving::new(Arc::clone(&authority), domain, OWN).unwrap();
+        let told = Told::default();
         let shared = Arc::new(Shared {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
@@ -77,6 +95,7 @@ impl Operator {
             authority,
             serving: Arc::new(serving),
             metrics,
+            audit: Audit::to(Component::Operator, told.clone(), || {}),
             namespace: OWN.into(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -85,11 +104,17 @@ impl Operator {
         let at = listener.local_addr().unwrap();
         let answers = Arc::new(Answers::default());
         tokio::spawn(run(Arc::clone(&shared), Arc::clone(&answers), listener));
-        let operator = Self { shared, answers, at };
+        let operator = Self { shared, answers, at, told };
         for object in objects {
             operator.apply(object);
         }
         operator
+    }
+
+    /// What auditors were told so far.
+    fn told(&self) -> String {
+        self.shared.audit.flush(Duration::from_secs(20));
+        String::from_utf8(self.told.0.lock().unwrap().clone()).unwrap()
     }
 
     fn apply(&self, object: Object) {

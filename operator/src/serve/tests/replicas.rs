@@ -25,6 +25,7 @@ pub(super) fn settings(grpc_port: u16) -> Settings {
         pod_name: "op-1".into(),
         pod_ip: Some("127.0.0.1".parse().unwrap()),
         trust_domain: "cluster.local".parse().unwrap(),
+        audit: true,
         outbound_policy: OutboundPolicy::AllowAny,
         leaf_lifetime: std::time::Duration::from_secs(3600),
         root_lifetime: std::time::Duration::from_secs(86_400),

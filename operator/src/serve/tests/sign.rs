@@ -47,6 +47,67 @@ async fn the_holder_of_a_living_pods_token_gets_its_identity_and_nothing_more() 
     let names = parsed.subject_alternative_name().unwrap().unwrap();
     assert_eq!(names.value.general_names.len(), 1, "no DNS name for an ordinary workload");
     assert_eq!(operator.shared.metrics.issued.get(), 1);
+    let told: serde_json::Value = serde_json::from_str(operator.told().trim()).unwrap();
+    assert_eq!((&told["event"], &told["result"]), (&"issuance".into(), &"issued".into()));
+    let who =
+        serde_json::json!({"identity": response.identity, "pod": "shop/back-1", "address": "127.0.0.1"});
+    assert_eq!(told["who"], who);
+}
+
+/// A request for an administrator's identity, the API server's names and the rights of an authority.
+#[tokio::test]
+async fn what_a_request_asks_for_beside_its_key_is_ignored() {
+    let operator = Operator::start(vec![pod("shop/back-1", "back", "10.0.0.1")]).await;
+    knows(&operator, "good", bound("shop/back-1", "uid-back-1", "back"));
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = CertificateParams::new(vec!["kubernetes.default.svc".to_owned()]).unwrap();
+    let other = "spiffe://cluster.local/ns/weft-system/sa/weft-operator";
+    params.subject_alt_names.push(rcgen::SanType::URI(other.try_into().unwrap()));
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let request = params.serialize_request(&key).unwrap().der().to_vec();
+    let response = sign(&operator, "good", request).await.unwrap();
+    assert_eq!(response.identity, "spiffe://cluster.local/ns/shop/sa/back");
+    let leaf = response.chain_der[0].to_vec();
+    assert_eq!(
+        peer::read(&CertificateDer::from(leaf.clone())).unwrap().identity.to_string(),
+        response.identity
+    );
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+    assert_eq!(parsed.public_key().subject_public_key.data.as_ref(), rcgen::PublicKeyData::der_bytes(&key));
+    assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
+    assert!(!parsed.is_ca() && !parsed.key_usage().unwrap().unwrap().value.key_cert_sign());
+    let text = String::from_utf8_lossy(&leaf).into_owned();
+    for word in ["weft-operator", "kubernetes.default.svc", "system:masters"] {
+        assert!(!text.contains(word), "{word} is in the certificate");
+    }
+}
+
+/// Whoever holds a token of a living pod has its identity, at the pace of one pod; with the pod it ends.
+#[tokio::test]
+async fn a_token_is_good_for_as_long_as_its_pod_and_for_no_more_than_its_share() {
+    let objects = vec![pod("shop/back-1", "back", "10.0.0.1")];
+    let operator = Operator::start(objects).await;
+    knows(&operator, "seen-twice", bound("shop/back-1", "uid-back-1", "back"));
+    assert_eq!(
+        sign(&operator, "seen-twice", csr()).await.unwrap().identity,
+        "spiffe://cluster.local/ns/shop/sa/back"
+    );
+    assert_eq!(
+        sign(&operator, "seen-twice", csr()).await.unwrap().identity,
+        "spiffe://cluster.local/ns/shop/sa/back"
+    );
+    operator.shared.store.apply(crate::index::Change::<crate::index::Pod>::Delete(key_of("shop/back-1")));
+    let refused = sign(&operator, "seen-twice", csr()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("does not exist"), "{refused}");
+    assert_eq!(refusals(&operator, Refused::Pod), 1);
+    // Another one of the same name, such as of a StatefulSet, is not the same pod.
+    let live = bound("shop/back-1", "uid-of-the-next", "back");
+    operator.answers.pods.lock().unwrap().insert(key_of("shop/back-1"), live);
+    let refused = sign(&operator, "seen-twice", csr()).await.unwrap_err();
+    assert!(refused.message().contains("another uid"), "{refused}");
+    assert_eq!(operator.shared.metrics.issued.get(), 2);
 }
 
 #[tokio::test]
@@ -110,6 +171,15 @@ async fn wrong_tokens_pods_and_requests_are_refused_with_a_sentence() {
         let refused = sign(&operator, token, csr).await.unwrap_err();
         assert_eq!(refused.code(), code, "{token}: {refused}");
         assert!(refused.message().contains(words), "{token}: {}", refused.message());
+    }
+    let told = operator.told();
+    let words: Vec<_> =
+        told.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).collect();
+    let words: Vec<_> = words.iter().map(|event| event["reason"].as_str().unwrap_or_default()).collect();
+    assert_eq!(words, ["token", "token", "pod", "pod", "request", "request"]);
+    assert!(told.contains("\"pod\":\"shop/back-1\""), "the pod whose token was believed is named: {told}");
+    for secret in ["stolen", "good", "other-account\"", "rubbish"] {
+        assert!(!told.contains(secret), "{secret} is in {told}");
     }
     assert_eq!(refusals(&operator, Refused::Token), 2);
     assert_eq!(refusals(&operator, Refused::Pod), 2);

@@ -59,6 +59,7 @@ fn policy(message: &v1::AuthorizationPolicy) -> Result<Policy> {
         name: format!("{namespace}/{name}").into(),
         action,
         dry_run: message.dry_run,
+        audit: message.audit,
         rules: list("rules", &message.rules, rule)?,
     })
 }

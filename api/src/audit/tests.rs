@@ -1,0 +1,121 @@
+//! Tests of `audit`: lines in memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::lines::WAITING;
+
+/// A place to write to that can be held shut.
+#[derive(Clone, Default)]
+struct Sink(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+
+impl Sink {
+    fn shut(&self, shut: bool) {
+        self.0.0.lock().unwrap().1 = shut;
+        self.0.1.notify_all();
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let held = self.0.0.lock().unwrap();
+        std::str::from_utf8(&held.0)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let held = self.0.0.lock().unwrap();
+        let mut held = self.0.1.wait_while(held, |(_, shut)| *shut).unwrap();
+        held.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn patiently(audit: &Audit) {
+    audit.flush(Duration::from_secs(20));
+}
+
+#[test]
+fn an_event_says_who_what_when_and_with_which_result() {
+    let sink = Sink::default();
+    let audit = Audit::to(Component::Proxy, sink.clone(), || {});
+    let mut event = Event::now(Kind::Authorization, Outcome::Denied);
+    event.at = UNIX_EPOCH + Duration::from_secs(1_772_323_199);
+    event.reason = "policy-denied";
+    event.who.identity = "spiffe://cluster.local/ns/shop/sa/front".into();
+    event.who.address = Some([10, 0, 0, 1].into());
+    event.what = What {
+        kind: "request".into(),
+        name: "back".into(),
+        operation: "GET".into(),
+        path: "/a".into(),
+        port: Some(80),
+        ..What::default()
+    };
+    event.policies = vec![By { policy: "shop/no".into(), rule: "0".into(), action: "deny" }];
+    audit.event(event);
+    patiently(&audit);
+    let wanted = json!({
+        "log": "audit", "component": "proxy", "time": "2026-02-28T23:59:59.000Z", "event": "authorization", "result": "denied",
+        "reason": "policy-denied",
+        "who": {"identity": "spiffe://cluster.local/ns/shop/sa/front", "address": "10.0.0.1"},
+        "what": {"kind": "request", "name": "back", "operation": "GET", "path": "/a", "port": 80},
+        "policies": [{"policy": "shop/no", "rule": "0", "action": "deny"}],
+    });
+    assert_eq!(sink.lines(), [wanted]);
+}
+
+#[test]
+fn what_nobody_reads_is_dropped_and_counted_and_holds_nobody_up() {
+    let (sink, dropped) = (Sink::default(), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&dropped);
+    let audit = Audit::to(Component::Operator, sink.clone(), move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    sink.shut(true);
+    let all = 3 * WAITING;
+    for _ in 0..all {
+        audit.event(Event::now(Kind::Issuance, Outcome::Issued));
+    }
+    sink.shut(false);
+    patiently(&audit);
+    let written = sink.lines().len();
+    assert!((WAITING..all).contains(&written), "{written} written");
+    assert_eq!(dropped.load(Ordering::Relaxed), (all - written) as u64);
+}
+
+#[test]
+fn off_means_off() {
+    let audit = Audit::off();
+    audit.event(Event::now(Kind::Rotation, Outcome::Done));
+    audit.flush(Duration::from_secs(1));
+    assert!(!audit.is_on());
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_in_it_an_event_is_one_line_of_json_of_bounded_length(given in ".{0,400}", times in 1_usize..20) {
+        let given = given.repeat(times);
+        let mut event = Event::now(Kind::Admission, Outcome::Allowed);
+        event.what.name = text(&given);
+        prop_assert!(event.what.name.len() <= LONGEST && given.starts_with(&event.what.name));
+        let mut line = Vec::new();
+        append(&mut line, Component::Webhook, &event);
+        prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let read: Value = serde_json::from_slice(&line).unwrap();
+        if !given.is_empty() {
+            prop_assert_eq!(read["what"]["name"].as_str(), Some(&*event.what.name));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What auditors hear of Weft's own resources: each generation that the leader has seen, whether it was accepted, and what is
+//! gone. Pure. Who wrote a generation, the webhook's events say; why it was refused, the resource's status.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+use weft_api::audit::{Event, Kind, Outcome, What};
+use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+
+use crate::index::policy::{Spec, Tracked};
+use crate::index::space::{Refusal, Verdict};
+use crate::index::{Index, Key};
+
+/// A generation, and the word for its refusal; empty: it was accepted.
+type Seen = (i64, &'static str);
+
+/// What was told of each resource, by kind.
+#[derive(Debug, Default)]
+pub struct Changes {
+    told: HashMap<&'static str, HashMap<Key, Seen>>,
+    looked: bool,
+}
+
+impl Changes {
+    /// Looks, and says what is other than at the last look. At the first one, what the stored statuses do not say yet: a leader
+    /// before this one has told the rest.
+    pub fn look(&mut self, index: &Index) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut there: HashMap<&'static str, usize> = HashMap::new();
+        for (namespace, space) in index.spaces() {
+            let settled = &space.settled;
+            let mut one = Look { changes: self, namespace, events: &mut events, there: &mut there };
+            one.kind::<MeshServiceSpec>(&space.mesh_services, &settled.mesh_services);
+            one.kind::<TrafficPolicySpec>(&space.policies, &settled.policies);
+            one.kind::<PeerAuthenticationSpec>(&space.peer_authentications, &settled.peer_authentications);
+            let (authorizations, verdicts) = (&space.authorization_policies, &settled.authorization_policies);
+            one.kind::<AuthorizationPolicySpec>(authorizations, verdicts);
+        }
+        for (kind, told) in &mut self.told {
+            // Only where something is gone is it worth looking for it.
+            if told.len() == there.get(kind).copied().unwrap_or(0) {
+                continue;
+            }
+            told.retain(|key, (generation, _)| {
+                let stays = exists(index, kind, key);
+                if !stays {
+                    events.push(event(kind, key, *generation, Outcome::Removed, ""));
+                }
+                stays
+            });
+        }
+        self.looked = true;
+        events
+    }
+}
+
+struct Look<'a> {
+    changes: &'a mut Changes,
+    namespace: &'a str,
+    events: &'a mut Vec<Event>,
+    there: &'a mut HashMap<&'static str, usize>,
+}
+
+impl Look<'_> {
+    fn kind<S: Spec>(
+        &mut self,
+        resources: &BTreeMap<String, Tracked<S>>,
+        verdicts: &BTreeMap<String, Verdict>,
+    ) {
+        let there = self.there.entry(S::KIND).or_default();
+        let told = self.changes.told.entry(S::KIND).or_default();
+        for (name, tracked) in resources {
+            let Some(verdict) = verdicts.get(name) else { continue };
+            *there += 1;
+            let (resource, word) = (&tracked.now, word(verdict));
+            let seen = (resource.generation, word);
+            let before = told.get(&resource.key);
+            if before == Some(&seen) {
+                continue;
+            }
+            if before.is_some() || self.changes.looked || !says(&resource.status, seen) {
+                let outcome = if word.is_empty() { Outcome::Accepted } else { Outcome::Refused };
+                self.events.push(event(S::KIND, &resource.key, seen.0, outcome, word));
+            }
+            debug_assert_eq!(resource.key.namespace, self.namespace);
+            told.insert(resource.key.clone(), seen);
+        }
+    }
+}
+
+const fn word(verdict: &Verdict) -> &'static str {
+    match verdict.refused {
+        None => "",
+        Some(Refusal::Invalid(_)) => "invalid",
+        Some(Refusal::Conflicted(_)) => "conflicted",
+    }
+}
+
+/// Whether a status, as stored, tells of this generation and what became of it.
+fn says(status: &Value, (generation, word): Seen) -> bool {
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let accepted = conditions.iter().find(|condition| condition["type"] == "Accepted");
+    status["observedGeneration"] == generation
+        && accepted.is_some_and(|condition| (condition["status"] == "True") == word.is_empty())
+}
+
+fn exists(index: &Index, kind: &str, key: &Key) -> bool {
+    index.space(&key.namespace).is_some_and(|space| match kind {
+        MeshServiceSpec::KIND => space.mesh_services.contains_key(&key.name),
+        TrafficPolicySpec::KIND => space.policies.contains_key(&key.name),
+        AuthorizationPolicySpec::KIND => space.authorization_policies.contains_key(&key.name),
+        _ => space.peer_authentications.contains_key(&key.name),
+    })
+}
+
+fn event(kind: &str, key: &Key, generation: i64, outcome: Outcome, reason: &'static str) -> Event {
+    let mut event = Event::now(Kind::Configuration, outcome);
+    event.reason = reason;
+    event.what = What {
+        kind: kind.to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        generation: Some(generation),
+        ..What::default()
+    };
+    event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::testing::{authorization, index_of};
+    use serde_json::json;
+
+    fn told(changes: &mut Changes, index: &Index) -> Vec<(String, Option<i64>, Outcome, &'static str)> {
+        let all = changes.look(index).into_iter();
+        all.map(|e| (format!("{} {}", e.what.kind, e.what.name), e.what.generation, e.result, e.reason))
+            .collect()
+    }
+
+    #[test]
+    fn each_generation_is_told_once_with_what_became_of_it_until_it_is_gone() {
+        let mut index = index_of(Vec::new());
+        let mut changes = Changes::default();
+        assert!(told(&mut changes, &index).is_empty());
+        let name = || "AuthorizationPolicy a".to_owned();
+        authorization("shop/a", 1, json!({"action": "Allow"})).apply(&mut index);
+        assert_eq!(told(&mut changes, &index), [(name(), Some(1), Outcome::Accepted, "")]);
+        assert!(told(&mut changes, &index).is_empty());
+        let bad = json!({"action": "Allow", "rules": [{"from": [{"identities": ["planted-secret"]}]}]});
+        authorization("shop/a", 2, bad).apply(&mut index);
+        let events = changes.look(&index);
+        assert_eq!((events[0].result, events[0].reason), (Outcome::Refused, "invalid"));
+        assert!(!serde_json::to_string(&events).unwrap().contains("planted"), "what was written is quoted");
+        assert_eq!(events.len(), 1);
+        authorization("shop/a", 2, json!({"action": "Allow"})).delete(&mut index);
+        authorization("shop/b", 1, json!({"action": "Allow"})).apply(&mut index);
+        let mut events = told(&mut changes, &index);
+        events.sort();
+        let gone = (name(), Some(2), Outcome::Removed, "");
+        assert_eq!(events, [gone, ("AuthorizationPolicy b".into(), Some(1), Outcome::Accepted, "")]);
+    }
+
+    #[test]
+    fn another_leader_tells_only_what_the_status_does_not_say() {
+        let condition =
+            |status| json!({"observedGeneration": 2, "conditions": [{"type": "Accepted", "status": status}]});
+        assert!(says(&condition("True"), (2, "")));
+        assert!(!says(&condition("True"), (2, "invalid")));
+        assert!(says(&condition("False"), (2, "conflicted")));
+        assert!(!says(&condition("True"), (3, "")));
+        assert!(!says(&Value::Null, (1, "")));
+    }
+}
