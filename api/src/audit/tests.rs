@@ -11,7 +11,10 @@ use crate::lines::WAITING;
 
 /// A place to write to that can be held shut.
 #[derive(Clone, Default)]
-struct Sink(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Sink(Arc<(Mutex<Held>, Condvar)>);
+
+/// What was written, and whether it is shut.
+type Held = (Vec<u8>, bool);
 
 impl Sink {
     fn shut(&self, shut: bool) {
