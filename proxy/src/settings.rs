@@ -364,7 +364,7 @@ mod tests {
             vars.insert(name, bad.to_owned());
         }
         let Problems(problems) = parse(&vars).unwrap_err();
-        assert_eq!(problems.len(), 11, "{problems:#?}");
+        assert_eq!(problems.len(), 12, "{problems:#?}");
         for name in vars
             .keys()
             .filter(|n| !matches!(**n, "WEFT_POD_NAMESPACE" | "WEFT_POD_UID" | "WEFT_SERVICE_ACCOUNT"))
