@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo test --workspace --test mesh -- --test-threads="${E2E_THREADS:-4}"
-for suite in command disruption uninstall; do
+for suite in command disruption cni uninstall; do
   cargo test --workspace --test $suite -- --test-threads=1
 done
 # Weft is gone now: the chart once more, as its users handle it.

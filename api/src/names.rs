@@ -33,6 +33,8 @@ pub const INJECT_MIRROR: &str = "weft.dev/inject-by-annotation";
 pub const INJECTED: &str = "weft.dev/injected";
 /// Pod annotation (webhook): JSON with the injected version and image; with it a pod counts as injected.
 pub const INJECTION_STATUS: &str = "weft.dev/injection-status";
+/// Pod annotation (webhook, where a CNI plugin redirects): JSON with what the rules leave out.
+pub const REDIRECTION: &str = "weft.dev/redirection";
 /// Name of the injected proxy container.
 pub const PROXY_CONTAINER: &str = "weft-proxy";
 /// Name of the injected init container that writes the redirection rules.

@@ -40,8 +40,8 @@ state = '/run/containerd'
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['/usr/lib/cni']
-    conf_dir = '$dir/cni'
+    bin_dirs = ['/run/cni/bin']
+    conf_dir = '/run/cni/net.d'
 TOML
   else
     cat >"$dir/containerd.toml" <<TOML
@@ -54,8 +54,8 @@ state = '/run/containerd'
   sandbox_image = 'localhost/weft-pause:dev'
   restrict_oom_score_adj = true
   [plugins.'io.containerd.grpc.v1.cri'.cni]
-    bin_dir = '/usr/lib/cni'
-    conf_dir = '$dir/cni'
+    bin_dir = '/run/cni/bin'
+    conf_dir = '/run/cni/net.d'
 TOML
   fi
 

@@ -24,6 +24,11 @@ for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oo
   mount --bind "/run/sysctl/${name//\//.}" "/proc/sys/$name"
 done
 
+# Folders of CNI that belong to this node alone, because tests put a plugin there.
+mkdir -p /run/cni/{bin,net.d}
+ln -s /usr/lib/cni/* /run/cni/bin/
+cp "$dir"/cni/* /run/cni/net.d/
+
 until [ -e "$dir/wired" ]; do sleep 0.02; done
 
 keep() { # NAME COMMAND...

@@ -12,6 +12,7 @@ pub mod breaker;
 mod buffers;
 pub mod checks;
 mod clock;
+pub mod cni;
 pub mod connect;
 pub mod control;
 pub mod detect;

@@ -1,11 +1,12 @@
-//! weft-proxy: `run` (the data plane in a pod), `--config` (by itself), `check` (a file for it) and `init` (redirection rules).
+//! weft-proxy: `run` (the data plane in a pod), `--config` (by itself), `check` (a file for it), `init` (redirection rules),
+//! and `cni-install` (a plugin that writes them, on a node). Called as `weft-cni` it is that plugin.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use weft_proxy::settings::{EXIT_BAD_CONFIG, Problems, Settings};
-use weft_proxy::{init, run, standalone};
+use weft_proxy::{cni, init, run, standalone};
 
 #[derive(Parser)]
 #[command(name = "weft-proxy", version, about = "The data plane of Weft")]
@@ -35,9 +36,15 @@ enum Command {
     },
     /// Write the rules that redirect the pod's traffic to the proxy, then end.
     Init(init::Args),
+    /// Keep the CNI plugin, which writes these rules in place of an init container, on this node.
+    CniInstall(cni::install::Args),
 }
 
 fn main() -> ExitCode {
+    let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if program.file_name().is_some_and(|name| name == cni::PLUGIN) {
+        return cni::run();
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Run) => match Settings::from_env() {
@@ -46,6 +53,7 @@ fn main() -> ExitCode {
         },
         Some(Command::Check { config }) => return check(&config),
         Some(Command::Init(args)) => init::run(&args),
+        Some(Command::CniInstall(args)) => cni::install::run(&args),
         None => standalone::run(&cli.config.unwrap_or_default(), cli.takeover.as_deref()),
     };
     match result {

@@ -172,6 +172,7 @@ fn injected(settings: &Settings, native_sidecar: bool) -> inject::Settings {
         operator_address: settings.operator.to_string(),
         trust_domain: settings.trust_domain.to_string(),
         native_sidecar,
+        cni: settings.cni,
         resources: settings.resources.clone(),
         log: settings.proxy_log.clone(),
         access_log: settings.access_log,

@@ -30,6 +30,8 @@ pub struct Settings {
     pub operator: Address,
     /// As a native sidecar?
     pub native_sidecar: NativeSidecar,
+    /// Whether a CNI plugin redirects.
+    pub cni: bool,
     /// Image of the proxy.
     pub proxy_image: String,
     /// When it is pulled.
@@ -70,6 +72,7 @@ impl Settings {
         let access_log = reader.one_of("WEFT_ACCESS_LOG", &[("on", true), ("off", false)]);
         let proxy_audit = reader.one_of("WEFT_PROXY_AUDIT", &[("on", true), ("off", false)]);
         let audit = reader.one_of("WEFT_AUDIT", &[("on", true), ("off", false)]);
+        let cni = reader.one_of("WEFT_REDIRECTION", &[("init", false), ("cni", true)]);
         let pull_policy = reader.pull_policy();
         let resources = Resources {
             cpu_request: reader.quantity("WEFT_PROXY_CPU_REQUEST"),
@@ -86,6 +89,7 @@ impl Settings {
             trust_domain,
             operator,
             native_sidecar,
+            cni,
             proxy_image: reader.text(
                 "WEFT_PROXY_IMAGE",
                 concat!("ghcr.io/weft-mesh/weft-proxy:", env!("CARGO_PKG_VERSION")),
@@ -178,6 +182,7 @@ mod tests {
             "WEFT_OPERATOR_ADDRESS",
             "WEFT_PROXY_WORKERS",
             "WEFT_NATIVE_SIDECAR",
+            "WEFT_REDIRECTION",
             "WEFT_ACCESS_LOG",
             "WEFT_PROXY_AUDIT",
             "WEFT_AUDIT",

@@ -15,6 +15,7 @@ fn settings() -> Settings {
         operator_address: "weft-operator.weft-system.svc.cluster.local:15010".into(),
         trust_domain: "cluster.local".into(),
         native_sidecar: true,
+        cni: false,
         resources: Resources {
             cpu_request: Some("10m".parse().unwrap()),
             cpu_limit: None,
@@ -100,6 +101,80 @@ fn annotations_override_the_defaults() {
 #[test]
 fn annotations_that_mean_nothing_are_warnings_with_a_remedy() {
     insta::assert_snapshot!(snapshot("bad-overrides", &settings()));
+}
+
+/// What the `restricted` Pod Security Standard asks of every container (kubernetes.io/docs/concepts/security/pod-security-standards).
+fn restricted(container: &Value) -> bool {
+    let context = &container["securityContext"];
+    context["runAsNonRoot"] == true
+        && context["allowPrivilegeEscalation"] == false
+        && context["capabilities"] == json!({ "drop": ["ALL"] })
+        && context["seccompProfile"]["type"] == "RuntimeDefault"
+        && context["runAsUser"] != 0
+}
+
+#[test]
+fn where_a_cni_plugin_redirects_nothing_is_added_that_restricted_forbids() {
+    let settings = Settings { cni: true, ..settings() };
+    let Outcome::Inject { pod: injected, warnings } = review(&pod("overrides"), "shop", &settings) else {
+        panic!()
+    };
+    let added: Vec<_> = injected["spec"]["initContainers"].as_array().unwrap().iter().collect();
+    assert_eq!(added.iter().map(|c| &c["name"]).collect::<Vec<_>>(), ["weft-proxy"]);
+    assert!(restricted(added[0]), "{}", added[0]);
+    assert_eq!(warnings, Vec::<String>::new());
+    // What an init container is told by its arguments, the plugin is told by an annotation.
+    let Outcome::Inject { pod: by_init, .. } = review(&pod("overrides"), "shop", &self::settings()) else {
+        panic!()
+    };
+    let arguments = by_init["spec"]["initContainers"][0]["command"].to_string();
+    let told: Value =
+        serde_json::from_str(injected["metadata"]["annotations"]["weft.dev/redirection"].as_str().unwrap())
+            .unwrap();
+    for list in ["skipInboundPorts", "skipOutboundPorts", "skipOutboundCidrs"] {
+        let list = told[list].as_array().unwrap();
+        assert!(!list.is_empty(), "{told}");
+        for entry in list {
+            let entry = entry.as_str().map_or(entry.to_string(), str::to_owned);
+            assert!(arguments.contains(&entry), "{entry} is not in {arguments}");
+        }
+    }
+    assert!(by_init["metadata"]["annotations"]["weft.dev/redirection"].is_null());
+    assert!(matches!(review(&injected, "shop", &settings), Outcome::Skip { why: Skip::AlreadyInjected, .. }));
+
+    let without = Settings { native_sidecar: false, ..settings };
+    let Outcome::Inject { warnings, .. } = review(&pod("init-containers"), "shop", &without) else {
+        panic!()
+    };
+    assert!(warnings.iter().any(|w| w.contains("they reach nothing")), "{warnings:?}");
+}
+
+#[test]
+fn a_container_that_can_send_past_the_proxy_is_a_warning_that_names_it() {
+    let warned = |context: Value| {
+        let mut pod = pod("simple");
+        pod["spec"]["containers"][0]["securityContext"] = context;
+        let Outcome::Inject { warnings, .. } = review(&pod, "shop", &settings()) else { panic!() };
+        warnings
+    };
+    for (context, means) in [
+        (json!({ "privileged": true }), "is privileged"),
+        (json!({ "capabilities": { "add": ["NET_ADMIN"], "drop": ["ALL"] } }), "capability NET_ADMIN"),
+        (json!({ "capabilities": { "add": ["CHOWN", "CAP_NET_RAW"] } }), "capability NET_RAW"),
+        (json!({ "capabilities": { "add": ["ALL"] } }), "capability ALL"),
+    ] {
+        let warnings = warned(context);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(means) && warnings[0].contains("container app"),
+            "{warnings:?}"
+        );
+    }
+    for harmless in [
+        json!({}),
+        json!({ "privileged": false, "capabilities": { "add": ["NET_BIND_SERVICE"], "drop": ["ALL"] } }),
+    ] {
+        assert_eq!(warned(harmless), Vec::<String>::new());
+    }
 }
 
 #[test]

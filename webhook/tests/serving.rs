@@ -181,6 +181,7 @@ fn settings() -> inject::Settings {
         operator_address: "weft-operator.weft-system.svc.cluster.local:15010".into(),
         trust_domain: "cluster.local".into(),
         native_sidecar: true,
+        cni: false,
         resources: inject::Resources::default(),
         log: "info".into(),
         access_log: true,

@@ -1,4 +1,4 @@
-//! `weft-proxy init`: redirects the pod's TCP to the proxy by one nftables table, before anything else of the pod runs.
+//! `weft-proxy init`, and what the CNI plugin does in its place: redirects the pod's TCP to the proxy by one nftables table, before anything else of the pod runs.
 //! Written over netlink, so that the image holds no nft or iptables. It runs once, with NET_ADMIN, and exits; it never
 //! touches another table.
 
@@ -69,9 +69,18 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     netlink::replace_table(TABLE, &chains).context("cannot write the redirection rules")?;
-    let written = netlink::count_rules(TABLE).context("cannot read the redirection rules back")?;
-    let wanted: usize = chains.iter().map(|chain| chain.rules.len()).sum();
-    anyhow::ensure!(written == wanted, "the kernel holds {written} redirection rules in place of {wanted}");
-    tracing::info!(rules = wanted, uid = args.uid, "traffic of this pod is redirected to the proxy");
+    verify(args)?;
+    tracing::info!(uid = args.uid, "traffic of this pod is redirected to the proxy");
+    Ok(())
+}
+
+/// Whether the rules are in the network namespace of the caller, as many as there should be.
+///
+/// # Errors
+/// They are not, or the kernel does not tell.
+pub fn verify(args: &Args) -> Result<()> {
+    let found = netlink::count_rules(TABLE).context("cannot read the redirection rules back")?;
+    let wanted: usize = rules::chains(args).iter().map(|chain| chain.rules.len()).sum();
+    anyhow::ensure!(found == wanted, "the kernel holds {found} redirection rules in place of {wanted}");
     Ok(())
 }

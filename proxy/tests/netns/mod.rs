@@ -28,6 +28,12 @@ impl Namespace {
         Self { tid: wait.recv().unwrap(), work }
     }
 
+    /// The thread, by which others find the namespace.
+    #[allow(dead_code, reason = "not every test enters from outside")]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
         let (answer, done) = channel();
         self.work.send((Box::new(work), answer)).unwrap();

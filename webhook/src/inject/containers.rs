@@ -1,4 +1,5 @@
-//! The containers and volumes that injection adds: `weft-init`, which redirects the pod's traffic and ends, and `weft-proxy`.
+//! The containers and volumes that injection adds: `weft-init`, which redirects the pod's traffic and ends, unless a CNI plugin
+//! does that; and `weft-proxy`.
 //!
 //! As a native sidecar both go first, so that the user's own init containers can call the mesh. Without native sidecars the
 //! init step goes last, because nothing could serve the redirected traffic of init containers that come after it, and the
@@ -13,13 +14,16 @@ use weft_api::names;
 
 /// Adds them to a pod's spec.
 pub fn add(spec: &mut Map<String, Value>, settings: &Settings, overrides: &Overrides) {
-    let (init, proxy) = (init(settings, overrides), proxy(settings, overrides));
+    let init = (!settings.cni).then(|| init(settings, overrides));
+    let proxy = proxy(settings, overrides);
     if settings.native_sidecar {
         if let Some(containers) = list(spec, "initContainers") {
-            containers.splice(0..0, [init, proxy]);
+            containers.splice(0..0, init.into_iter().chain([proxy]));
         }
     } else {
-        if let Some(containers) = list(spec, "initContainers") {
+        if let Some(init) = init
+            && let Some(containers) = list(spec, "initContainers")
+        {
             containers.push(init);
         }
         if let Some(containers) = list(spec, "containers") {

@@ -20,6 +20,11 @@ pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-no
 const TOKEN_VOLUME: &str = "weft-token";
 /// Volume with the trust bundle.
 const BUNDLE_VOLUME: &str = "weft-trust-bundle";
+/// Capabilities that redirection does not hold against: of the network's rules, of raw packets, of the node, of another's
+/// processes, and of another's user id.
+const AROUND: [&str; 8] =
+    ["ALL", "BPF", "NET_ADMIN", "NET_RAW", "SETUID", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE"];
+
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -98,7 +103,13 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings) -> Outcome {
             "this cluster has no native sidecars (Kubernetes 1.29), so the proxy keeps running when the Job's own containers end, and the Job does not complete: label its pods weft.dev/inject: disabled".into(),
         );
     }
-    annotate(&mut pod, settings);
+    if settings.cni && !settings.native_sidecar && initializes(&pod) {
+        warnings.push(
+            "this cluster has no native sidecars (Kubernetes 1.29), so the pod's init containers run before the proxy, and with its redirection in force already they reach nothing".into(),
+        );
+    }
+    warnings.extend(around(&pod));
+    annotate(&mut pod, settings, &overrides);
     Outcome::Inject { pod, warnings }
 }
 
@@ -174,13 +185,44 @@ fn contradiction(pod: &Value) -> Option<String> {
         .map(|name| format!("the volume name {name} is Weft's own: rename the volume"))
 }
 
+fn initializes(pod: &Value) -> bool {
+    pod.pointer("/spec/initContainers")
+        .and_then(Value::as_array)
+        .is_some_and(|containers| !containers.is_empty())
+}
+
+/// Containers that were given the means to send past the proxy. They may need them, so this is said and not refused.
+fn around(pod: &Value) -> Vec<String> {
+    let own = [names::PROXY_CONTAINER, names::INIT_CONTAINER];
+    let theirs =
+        every_container(pod).filter(|c| !own.iter().any(|own| c.get("name").is_some_and(|name| name == own)));
+    theirs.filter_map(|container| {
+        let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
+        let means = means(container.get("securityContext")?)?;
+        Some(format!(
+            "container {} {means}, by which it can change the redirection or send past the proxy: take that away, or do not count on the mesh to bound what it sends",
+            short(name)
+        ))
+    }).take(8).collect()
+}
+
+fn means(context: &Value) -> Option<String> {
+    if context.get("privileged") == Some(&Value::Bool(true)) {
+        return Some("is privileged".into());
+    }
+    let added = context.pointer("/capabilities/add").and_then(Value::as_array).into_iter().flatten();
+    let mut added = added.filter_map(Value::as_str).map(|name| name.strip_prefix("CAP_").unwrap_or(name));
+    let found = added.find(|name| AROUND.contains(name))?;
+    Some(format!("has the capability {found}"))
+}
+
 fn owned_by_job(pod: &Value) -> bool {
     let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten();
     owners.into_iter().any(|owner| owner.get("kind").and_then(Value::as_str) == Some("Job"))
 }
 
 /// Labels and annotations of an injected pod.
-fn annotate(pod: &mut Value, settings: &Settings) {
+fn annotate(pod: &mut Value, settings: &Settings, overrides: &Overrides) {
     let Some(metadata) = object_in(pod, "metadata") else { return };
     if let Some(labels) = child(metadata, "labels") {
         labels.insert(names::INJECTED.into(), names::ENABLED.into());
@@ -193,6 +235,14 @@ fn annotate(pod: &mut Value, settings: &Settings) {
     }
     let status = json!({ "version": env!("CARGO_PKG_VERSION"), "image": settings.image, "native": settings.native_sidecar });
     annotations.insert(names::INJECTION_STATUS.into(), status.to_string().into());
+    if settings.cni {
+        let left_out = json!({
+            "skipInboundPorts": overrides.skip_inbound_ports,
+            "skipOutboundPorts": overrides.skip_outbound_ports,
+            "skipOutboundCidrs": overrides.skip_outbound_cidrs,
+        });
+        annotations.insert(names::REDIRECTION.into(), left_out.to_string().into());
+    }
 }
 
 fn metadata<'a>(pod: &'a Value, kind: &str, key: &str) -> Option<&'a str> {

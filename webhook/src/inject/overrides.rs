@@ -28,7 +28,7 @@ const LOG_LEVEL: &str = "weft.dev/log-level";
 const ACCESS_LOG: &str = "weft.dev/access-log";
 const WORKERS: &str = "weft.dev/proxy-workers";
 /// Annotations that the webhook reads or writes; another one under `weft.dev/` is probably a slip of the pen.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     SKIP_INBOUND_PORTS,
     SKIP_OUTBOUND_PORTS,
     SKIP_OUTBOUND_CIDRS,
@@ -42,6 +42,7 @@ const KNOWN: [&str; 14] = [
     names::INJECT,
     names::INJECTED,
     names::INJECTION_STATUS,
+    names::REDIRECTION,
     names::OUTBOUND_POLICY,
 ];
 

@@ -18,6 +18,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// Whether the cluster keeps init containers with `restartPolicy: Always` running.
     pub native_sidecar: bool,
+    /// Whether a CNI plugin on the nodes writes the redirection rules, in place of an init container.
+    pub cni: bool,
     /// CPU and memory.
     pub resources: Resources,
     /// The proxy's log filter.
