@@ -130,9 +130,11 @@ fn every_pod_of_the_chart_is_confined() {
             + text.matches("include \"weft.podCommon\"").count();
         assert_eq!(pod, usize::from(images > 0), "{file}: a pod without its security context");
         for word in ["hostNetwork", "hostPID", "hostIPC", "hostPath", "privileged: true"] {
-            assert!(!text.contains(word), "{file} has {word}");
+            // The plugin of the nodes' network is theirs, so its installer cannot do without these two.
+            let needed = file.ends_with("/cni/daemonset.yaml") && ["hostNetwork", "hostPath"].contains(&word);
+            assert!(needed || !text.contains(word), "{file} has {word}");
         }
         containers += images;
     }
-    assert_eq!(containers, 4, "operator, webhook, clean-up and helm test");
+    assert_eq!(containers, 5, "operator, webhook, CNI installer, clean-up and helm test");
 }
