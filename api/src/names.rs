@@ -20,6 +20,11 @@ pub const WEBHOOK_PORT: u16 = 9443;
 /// The proxy's uid and gid: its own connections are not redirected.
 pub const PROXY_UID: u32 = 2102;
 
+/// Capabilities that redirection does not hold against: of the network's rules, of raw packets, of the node, of others' processes,
+/// and of others' user ids. Without `CAP_`.
+pub const CAPABILITIES_AROUND: [&str; 8] =
+    ["ALL", "BPF", "NET_ADMIN", "NET_RAW", "SETUID", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE"];
+
 /// On a Namespace or Pod, as a label or annotation: [`ENABLED`] or [`DISABLED`].
 pub const INJECT: &str = "weft.dev/inject";
 /// Value that switches injection on.

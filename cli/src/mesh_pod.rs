@@ -85,6 +85,23 @@ pub fn proxy_trouble(pod: &Pod) -> Option<String> {
     waiting.or_else(|| state.terminated.as_ref().map(|t| format!("exited with {}", t.exit_code)))
 }
 
+/// By what a container of the application could change the redirection or send past the proxy, in words.
+pub fn ways_around(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let own = [names::PROXY_CONTAINER, names::INIT_CONTAINER];
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.filter(|container| !own.contains(&container.name.as_str())).find_map(|container| {
+        let context = container.security_context.as_ref()?;
+        if context.privileged == Some(true) {
+            return Some(format!("container {} is privileged", container.name));
+        }
+        let added = context.capabilities.as_ref()?.add.as_ref()?;
+        let added = added.iter().map(|name| name.strip_prefix("CAP_").unwrap_or(name));
+        let found = added.into_iter().find(|name| names::CAPABILITIES_AROUND.contains(name))?;
+        Some(format!("container {} has {found}", container.name))
+    })
+}
+
 /// The version of the injected proxy: its image's tag.
 pub fn proxy_version(pod: &Pod) -> Option<&str> {
     image_tag(proxy_container(pod)?.image.as_deref()?)
@@ -149,6 +166,25 @@ pub mod tests {
         let own = pod("a", json!({"weft.dev/inject": "enabled"}), false);
         assert_eq!(membership(&own, false), Membership::Missing);
         assert_eq!(membership(&pod("a", json!({}), true), true), Membership::Injected);
+    }
+
+    #[test]
+    fn what_lets_an_application_around_its_proxy_is_named_and_what_weft_adds_is_not() {
+        let with = |container: &str, context: serde_json::Value| {
+            let mut pod = pod("a", json!({}), true);
+            let spec = pod.spec.as_mut().unwrap();
+            let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
+            for one in containers.filter(|c| c.name == container) {
+                one.security_context = serde_json::from_value(context.clone()).unwrap();
+            }
+            ways_around(&pod)
+        };
+        let admin = json!({ "capabilities": { "add": ["NET_ADMIN"] } });
+        assert_eq!(with("app", admin.clone()).unwrap(), "container app has NET_ADMIN");
+        assert_eq!(with("app", json!({ "privileged": true })).unwrap(), "container app is privileged");
+        assert_eq!(with("app", json!({ "capabilities": { "add": ["NET_BIND_SERVICE"] } })), None);
+        assert_eq!(with(names::PROXY_CONTAINER, admin), None);
+        assert_eq!(with("app", json!({})), None);
     }
 
     #[test]

@@ -393,7 +393,21 @@ fn member(namespace: &str, pods: &[(&Pod, Membership)], has_bundle: bool, weft: 
         findings.push(fail(
             &subject,
             format!("{} proxies not ready: {}", unready.len(), some_of(&unready)),
-            format!("kubectl -n {namespace} logs <pod> -c {}", names::PROXY_CONTAINER),
+            format!(
+                "kubectl -n {namespace} logs <pod> -c {}; where it says that redirection rules are missing, delete the pod",
+                names::PROXY_CONTAINER
+            ),
+        ));
+    }
+    let around: Vec<String> = injected
+        .iter()
+        .filter_map(|p| Some(format!("{} ({})", p.name_any(), mesh_pod::ways_around(p)?)))
+        .collect();
+    if !around.is_empty() {
+        findings.push(warn(
+            &subject,
+            format!("{} pod(s) could send past their proxy: {}", around.len(), some_of(&around)),
+            "take that away, or do not count on the mesh to bound what they send: docs/security.md",
         ));
     }
     if findings.is_empty() {

@@ -175,6 +175,19 @@ fn pods_without_a_proxy_and_proxies_that_are_not_ready_are_named() {
 }
 
 #[test]
+fn pods_that_could_send_past_their_proxy_are_a_warning_that_names_them() {
+    let mut strong = pod("strong", json!({}), true);
+    let context = json!({ "capabilities": { "add": ["NET_ADMIN"] } });
+    strong.spec.as_mut().unwrap().containers[0].security_context = serde_json::from_value(context).unwrap();
+    let observed = Observed { pods: Ok(vec![strong, pod("plain", json!({}), true)]), ..healthy() };
+    let found = only(&observed, "namespace shop");
+    assert_eq!(found.level, Level::Warn);
+    assert!(
+        found.message.contains("1 pod(s)") && found.message.contains("strong (container app has NET_ADMIN)")
+    );
+}
+
+#[test]
 fn an_enabled_namespace_without_a_bundle_fails_and_a_mesh_without_namespaces_warns() {
     let observed = Observed { bundles: Ok(Vec::new()), ..healthy() };
     assert_eq!(only(&observed, "namespace shop").level, Level::Fail);

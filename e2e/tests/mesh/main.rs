@@ -13,6 +13,7 @@ mod flow;
 mod health;
 mod identity;
 mod injection;
+mod isolation;
 mod limits;
 mod policy;
 mod probes;

@@ -20,11 +20,6 @@ pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-no
 const TOKEN_VOLUME: &str = "weft-token";
 /// Volume with the trust bundle.
 const BUNDLE_VOLUME: &str = "weft-trust-bundle";
-/// Capabilities that redirection does not hold against: of the network's rules, of raw packets, of the node, of another's
-/// processes, and of another's user id.
-const AROUND: [&str; 8] =
-    ["ALL", "BPF", "NET_ADMIN", "NET_RAW", "SETUID", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE"];
-
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -212,7 +207,7 @@ fn means(context: &Value) -> Option<String> {
     }
     let added = context.pointer("/capabilities/add").and_then(Value::as_array).into_iter().flatten();
     let mut added = added.filter_map(Value::as_str).map(|name| name.strip_prefix("CAP_").unwrap_or(name));
-    let found = added.find(|name| AROUND.contains(name))?;
+    let found = added.find(|name| names::CAPABILITIES_AROUND.contains(name))?;
     Some(format!("has the capability {found}"))
 }
 
