@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_api::v1::{FromProxy, Hello, from_proxy::Message};
@@ -24,7 +24,7 @@ const HELLO: Duration = Duration::from_secs(10);
 /// How long a new pod may take to appear in the index.
 const POD: Duration = Duration::from_secs(10);
 const POD_POLL: Duration = Duration::from_millis(20);
-/// Changes that come in a burst go out together.
+/// A change after a while of calm goes out at once; those that come so soon after one that went out go together.
 const COALESCE: Duration = Duration::from_millis(3);
 /// A proxy that does not read is cut off; it comes back and gets everything anew.
 const SEND: Duration = Duration::from_secs(30);
@@ -170,6 +170,7 @@ impl Subscriber {
         self.send(vec![bundle], outgoing).await?;
         self.register();
         self.push(outgoing).await?;
+        let mut calm = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 () = shared.stop.cancelled() => return Err(stopping()),
@@ -180,8 +181,9 @@ impl Subscriber {
                     None => return Ok(()),
                 },
                 () = mailbox.filled() => {
-                    sleep(COALESCE).await;
+                    sleep_until(calm).await;
                     self.push(outgoing).await?;
+                    calm = tokio::time::Instant::now() + COALESCE;
                 }
                 rate_shares = self.seat.granted() => {
                     let message = Update { rate_shares, ..Update::default() };
