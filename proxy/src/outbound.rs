@@ -25,7 +25,7 @@ use crate::prefixed::Prefixed;
 use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{Protocol, Service, Target};
-use crate::tcp::{self, Opaque};
+use crate::tcp::{self, Copying, Opaque};
 use crate::worker::Worker;
 
 mod outside;
@@ -68,7 +68,11 @@ pub(crate) async fn serve(
         }
     })
     .await;
-    let Some((wire, client)) = spoken else { return };
+    let (wire, client) = match spoken {
+        Some(Spoken::Http(wire, client)) => (wire, client),
+        Some(Spoken::Opaque(copying)) => return copying.await,
+        None => return,
+    };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
     let phase = Phase::of(Ends { client: peer, called: original, accepted: accepted_at });
     let unregistered = outside.then(OnceCell::new);
@@ -87,18 +91,18 @@ struct Connection<'a> {
     accepted: Instant,
 }
 
-/// What is left to do when it is HTTP.
-type Http = (Wire, Prefixed<TcpStream>);
+/// What is left to do.
+enum Spoken {
+    Http(Wire, Prefixed<TcpStream>),
+    Opaque(Copying),
+}
 
 impl Connection<'_> {
-    /// Serves what is opaque; gives back what is HTTP.
-    async fn by_service(&self, client: TcpStream, target: &Target) -> Option<Http> {
+    /// Opens the way for what is opaque.
+    async fn by_service(&self, client: TcpStream, target: &Target) -> Option<Spoken> {
         let (Target::Service(service) | Target::Pinned(service, _)) = target else { return None };
         match service.protocol {
-            Protocol::Tcp => {
-                self.dial_and_copy(service, client, target).await;
-                None
-            }
+            Protocol::Tcp => self.dial(service, client, target).await,
             // In these the client speaks first, whatever it says in the end.
             Protocol::Http1 | Protocol::Http2 | Protocol::Tls => {
                 let mut client = client;
@@ -114,13 +118,13 @@ impl Connection<'_> {
         }
     }
 
-    async fn detect(&self, mut client: TcpStream, service: &Arc<Service>, target: &Target) -> Option<Http> {
+    async fn detect(&self, mut client: TcpStream, service: &Arc<Service>, target: &Target) -> Option<Spoken> {
         let mut head = BytesMut::new();
         let dial = || tcp::dial(self.worker, self.peer, target);
         // Where the server is known to speak first, it is not kept waiting.
         let server_first = service.live.learned() == Protocol::Tcp;
         let patience = if server_first { Duration::ZERO } else { SILENCE };
-        let spoke = Box::pin(silence::end(&mut client, &mut head, patience, dial)).await.ok()?;
+        let spoke = silence::end(&mut client, &mut head, patience, dial).await.ok()?;
         let client = Prefixed::new(head.freeze(), client);
         match spoke {
             Spoke::Client(first) => {
@@ -135,16 +139,14 @@ impl Connection<'_> {
                 if let First::Tls(hello) = first {
                     opaque.record.sni = hello.sni;
                 }
-                opaque.run(client, upstream).await;
-                None
+                Some(Spoken::Opaque(opaque.run(client, upstream)))
             }
             Spoke::Server { upstream, proven } => {
                 if proven {
                     // The next connection does not wait.
                     service.live.learn(Protocol::Tcp);
                 }
-                self.opaque(Some(service)).run(client, upstream).await;
-                None
+                Some(Spoken::Opaque(self.opaque(Some(service)).run(client, upstream)))
             }
             Spoke::Nobody(error) => {
                 self.opaque(Some(service)).refuse(&error);
@@ -159,40 +161,37 @@ impl Connection<'_> {
         client: Prefixed<TcpStream>,
         service: &Arc<Service>,
         target: &Target,
-    ) -> Option<Http> {
+    ) -> Option<Spoken> {
         match first {
-            First::Http1 => Some((Wire::Http1, client)),
-            First::Http2 => Some((Wire::Http2, client)),
+            First::Http1 => Some(Spoken::Http(Wire::Http1, client)),
+            First::Http2 => Some(Spoken::Http(Wire::Http2, client)),
             First::Nothing => None,
-            First::Opaque => {
-                self.dial_and_copy(service, client, target).await;
-                None
-            }
+            First::Opaque => self.dial(service, client, target).await,
             First::Tls(hello) => {
                 let mut opaque = self.opaque(Some(service));
                 opaque.record.sni = hello.sni;
-                opaque.dial_and_run(client, tcp::dial(self.worker, self.peer, target)).await;
-                None
+                let dial = tcp::dial(self.worker, self.peer, target);
+                opaque.dial(client, dial).await.map(Spoken::Opaque)
             }
         }
     }
 
-    async fn dial_and_copy<C>(&self, service: &Arc<Service>, client: C, target: &Target)
+    async fn dial<C>(&self, service: &Arc<Service>, client: C, target: &Target) -> Option<Spoken>
     where
-        C: AsyncRead + AsyncWrite + Abort + Unpin,
+        C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {
         let dial = tcp::dial(self.worker, self.peer, target);
-        self.opaque(Some(service)).dial_and_run(client, dial).await;
+        self.opaque(Some(service)).dial(client, dial).await.map(Spoken::Opaque)
     }
 
     /// There is nowhere to go. HTTP is asked about once more with each request, and told.
-    async fn explain(&self, mut client: TcpStream, reason: Reason) -> Option<Http> {
+    async fn explain(&self, mut client: TcpStream, reason: Reason) -> Option<Spoken> {
         let mut head = BytesMut::new();
         let first = timeout(EXPLAIN, detect::first(&mut client, &mut head)).await;
         let client = Prefixed::new(head.freeze(), client);
         match first {
-            Ok(Ok(First::Http1)) => Some((Wire::Http1, client)),
-            Ok(Ok(First::Http2)) => Some((Wire::Http2, client)),
+            Ok(Ok(First::Http1)) => Some(Spoken::Http(Wire::Http1, client)),
+            Ok(Ok(First::Http2)) => Some(Spoken::Http(Wire::Http2, client)),
             first => {
                 let mut opaque = self.opaque(None);
                 if let Ok(Ok(First::Tls(hello))) = first {

@@ -1,6 +1,7 @@
 //! Opaque connections: chooses and opens the upstream, copies, records. Shared by both paths. It never looks at bytes.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ pub(crate) struct Opaque {
     pub(crate) record: TcpRecord,
 }
 
+/// Bytes on their way to and fro, boxed: all that a connection holds for as long as it lasts.
+pub(crate) type Copying = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Why an open connection is broken off.
 pub(crate) struct End {
     pub(crate) error: Error,
@@ -49,6 +53,12 @@ pub(crate) struct Opened {
     addr: SocketAddr,
     mtls: bool,
     destination: Party,
+    held: Held,
+}
+
+/// What an endpoint counts it by, until dropped.
+#[derive(Default)]
+struct Held {
     _load: Option<Load>,
     _permits: Option<[Permit; 2]>,
 }
@@ -85,14 +95,21 @@ impl Opaque {
         self.break_off(error);
     }
 
-    /// Opens the upstream, and copies.
-    pub(crate) async fn dial_and_run<C>(self, client: C, dial: impl Future<Output = Result<Opened, Error>>)
+    /// Opens the upstream; what is left is to copy.
+    pub(crate) async fn dial<C>(
+        self,
+        client: C,
+        dial: impl Future<Output = Result<Opened, Error>>,
+    ) -> Option<Copying>
     where
-        C: AsyncRead + AsyncWrite + Abort + Unpin,
+        C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {
-        match Box::pin(dial).await {
-            Ok(opened) => self.run(client, opened).await,
-            Err(error) => self.refuse(&error),
+        match dial.await {
+            Ok(opened) => Some(self.run(client, opened)),
+            Err(error) => {
+                self.refuse(&error);
+                None
+            }
         }
     }
 
@@ -107,40 +124,52 @@ impl Opaque {
         self.record.detail = error.detail();
     }
 
+    fn cut(&mut self, end: End) {
+        self.break_off(&end.error);
+        if end.authorization.is_some() {
+            self.record.authorization = end.authorization;
+            self.worker.proxy.decided_tcp(&self.record);
+        }
+    }
+
     /// Copies until both sides have ended.
-    pub(crate) async fn run<C>(self, client: C, opened: Opened)
+    pub(crate) fn run<C>(self, client: C, opened: Opened) -> Copying
     where
-        C: AsyncRead + AsyncWrite + Abort + Unpin,
+        C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {
-        self.run_until(client, opened, std::future::pending()).await;
+        Box::pin(self.run_until(client, opened, std::future::pending()))
     }
 
     /// The same, or until there is a reason to break it off.
-    pub(crate) async fn run_until<C>(mut self, mut client: C, opened: Opened, end: impl Future<Output = End>)
+    pub(crate) fn run_until<C>(
+        mut self,
+        mut client: C,
+        opened: Opened,
+        end: impl Future<Output = End>,
+    ) -> impl Future<Output = ()>
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
     {
-        let Opened { mut io, addr, mtls, destination, _load, _permits } = opened;
+        let Opened { mut io, addr, mtls, destination, held } = opened;
         self.record.upstream = Some(addr);
         if self.record.direction == Direction::Outbound {
             self.record.mtls = mtls;
             self.record.destination = destination;
         }
-        let counts = Rc::clone(&self.counts);
-        tokio::select! {
-            copied = forward::copy(&mut client, &mut io, &counts) => {
-                if let Some(Broken::Upstream(e)) = copied.broken {
-                    self.break_off(&Error::new(Reason::UpstreamReset, e));
+        async move {
+            let _held = held;
+            let counts = Rc::clone(&self.counts);
+            tokio::select! {
+                copied = forward::copy(&mut client, &mut io, &counts) => {
+                    if let Some(Broken::Upstream(e)) = copied.broken {
+                        self.break_off(&Error::new(Reason::UpstreamReset, e));
+                    }
                 }
-            }
-            end = end => {
-                self.break_off(&end.error);
-                if end.authorization.is_some() {
-                    self.record.authorization = end.authorization;
-                    self.worker.proxy.decided_tcp(&self.record);
+                end = end => {
+                    self.cut(end);
+                    client.abort();
+                    io.abort();
                 }
-                client.abort();
-                io.abort();
             }
         }
     }
@@ -211,8 +240,7 @@ pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Targe
                         workload: Arc::clone(&endpoint.workload),
                         identity: endpoint.identity.clone(),
                     },
-                    _load: Some(load),
-                    _permits: Some(permits),
+                    held: Held { _load: Some(load), _permits: Some(permits) },
                 });
             }
             Err(error) => {
@@ -240,7 +268,6 @@ pub(crate) async fn dial_plain(worker: &Rc<Worker>, addr: SocketAddr) -> Result<
         addr,
         mtls: false,
         destination: Party::default(),
-        _load: None,
-        _permits: None,
+        held: Held::default(),
     })
 }

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use weft_api::Reason;
 
-use super::{Connection, Http, SILENCE};
+use super::{Connection, SILENCE, Spoken};
 use crate::detect::{self, First};
 use crate::egress::Port;
 use crate::error::Error;
@@ -17,35 +17,31 @@ use crate::snapshot::{Snapshot, Target};
 use crate::tcp;
 
 impl Connection<'_> {
-    /// Serves what is opaque; gives back what is HTTP.
-    pub(super) async fn outside(&self, client: TcpStream, snapshot: &Snapshot) -> Option<Http> {
+    /// Opens the way for what is opaque.
+    pub(super) async fn outside(&self, client: TcpStream, snapshot: &Snapshot) -> Option<Spoken> {
         let registered_only = snapshot.registered_only();
         let port = snapshot.egress.port(self.original.port());
         if let Some(service) = port.and_then(|port| port.by_address(self.original.ip())) {
             let target = Target::Service(service.clone());
-            self.dial_and_copy(service, client, &target).await;
-            return None;
+            return self.dial(service, client, &target).await;
         }
         match port.filter(|port| port.by_name()) {
             Some(port) if registered_only => self.only_registered(client, port).await,
             Some(port) => self.registered_or_any(client, port).await,
             None if registered_only => self.explain(client, Reason::NotRegistered).await,
-            None => {
-                self.pass_on(client).await;
-                None
-            }
+            None => self.pass_on(client).await,
         }
     }
 
     /// Nothing is opened before the client has said whom it means: it has to speak first.
-    async fn only_registered(&self, mut client: TcpStream, port: &Port) -> Option<Http> {
+    async fn only_registered(&self, mut client: TcpStream, port: &Port) -> Option<Spoken> {
         let mut head = BytesMut::new();
         let first = detect::first(&mut client, &mut head).await.ok()?;
         let client = Prefixed::new(head.freeze(), client);
         match first {
             // Each request says for itself whom it means.
-            First::Http1 => Some((Wire::Http1, client)),
-            First::Http2 => Some((Wire::Http2, client)),
+            First::Http1 => Some(Spoken::Http(Wire::Http1, client)),
+            First::Http2 => Some(Spoken::Http(Wire::Http2, client)),
             First::Tls(hello) if meant(port, &hello) => self.by_server_name(client, port, hello).await,
             First::Nothing => None,
             First::Tls(ClientHello { sni, .. }) => {
@@ -60,38 +56,41 @@ impl Connection<'_> {
     }
 
     /// A server that speaks first is not kept waiting, wherever it is.
-    async fn registered_or_any(&self, mut client: TcpStream, port: &Port) -> Option<Http> {
+    async fn registered_or_any(&self, mut client: TcpStream, port: &Port) -> Option<Spoken> {
         let mut head = BytesMut::new();
         let dial = || tcp::dial_plain(self.worker, self.original);
-        let spoke = Box::pin(silence::end(&mut client, &mut head, SILENCE, dial)).await.ok()?;
+        let spoke = silence::end(&mut client, &mut head, SILENCE, dial).await.ok()?;
         let client = Prefixed::new(head.freeze(), client);
         match spoke {
-            Spoke::Client(First::Http1) if port.speaks_http() => return Some((Wire::Http1, client)),
-            Spoke::Client(First::Http2) if port.speaks_http() => return Some((Wire::Http2, client)),
+            Spoke::Client(First::Http1) if port.speaks_http() => Some(Spoken::Http(Wire::Http1, client)),
+            Spoke::Client(First::Http2) if port.speaks_http() => Some(Spoken::Http(Wire::Http2, client)),
             Spoke::Client(First::Tls(hello)) | Spoke::ClientOpaque(First::Tls(hello), _)
                 if meant(port, &hello) =>
             {
-                return self.by_server_name(client, port, hello).await;
+                self.by_server_name(client, port, hello).await
             }
-            Spoke::Client(First::Nothing) => {}
+            Spoke::Client(First::Nothing) => None,
             Spoke::Client(first) => {
                 let mut opaque = self.opaque(None);
                 if let First::Tls(hello) = first {
                     opaque.record.sni = hello.sni;
                 }
-                opaque.dial_and_run(client, tcp::dial_plain(self.worker, self.original)).await;
+                let dial = tcp::dial_plain(self.worker, self.original);
+                opaque.dial(client, dial).await.map(Spoken::Opaque)
             }
             Spoke::ClientOpaque(first, upstream) => {
                 let mut opaque = self.opaque(None);
                 if let First::Tls(hello) = first {
                     opaque.record.sni = hello.sni;
                 }
-                opaque.run(client, upstream).await;
+                Some(Spoken::Opaque(opaque.run(client, upstream)))
             }
-            Spoke::Server { upstream, .. } => self.opaque(None).run(client, upstream).await,
-            Spoke::Nobody(error) => self.opaque(None).refuse(&error),
+            Spoke::Server { upstream, .. } => Some(Spoken::Opaque(self.opaque(None).run(client, upstream))),
+            Spoke::Nobody(error) => {
+                self.opaque(None).refuse(&error);
+                None
+            }
         }
-        None
     }
 
     async fn by_server_name(
@@ -99,18 +98,17 @@ impl Connection<'_> {
         client: Prefixed<TcpStream>,
         port: &Port,
         hello: ClientHello,
-    ) -> Option<Http> {
+    ) -> Option<Spoken> {
         let service = hello.sni.as_deref().and_then(|name| port.by_server_name(name))?;
         let mut opaque = self.opaque(Some(service));
         opaque.record.sni = hello.sni;
         let target = Target::Service(service.clone());
-        opaque.dial_and_run(client, tcp::dial(self.worker, self.peer, &target)).await;
-        None
+        opaque.dial(client, tcp::dial(self.worker, self.peer, &target)).await.map(Spoken::Opaque)
     }
 
-    async fn pass_on(&self, client: TcpStream) {
+    async fn pass_on(&self, client: TcpStream) -> Option<Spoken> {
         let dial = tcp::dial_plain(self.worker, self.original);
-        self.opaque(None).dial_and_run(client, dial).await;
+        self.opaque(None).dial(client, dial).await.map(Spoken::Opaque)
     }
 
     fn refuse_unregistered(&self, sni: Option<String>) {
