@@ -18,7 +18,9 @@ for part in operator webhook proxy; do
     store=(--storage-driver vfs --root "$context/store" --runroot "$context/run")
     buildah "${store[@]}" bud --isolation chroot --layers=false --target $part -t "$name" -f "$context/Dockerfile" "$context" >"$context/log" 2>&1 ||
       die "$name: $(tail -n 5 "$context/log")"
-    buildah "${store[@]}" push -q "$name" "oci-archive:$archive.part:$name" >/dev/null
+    # zstd: a quarter less to pull than gzip, and every runtime that can run native sidecars reads it.
+    buildah "${store[@]}" push -q --compression-format zstd --compression-level 19 \
+      "$name" "oci-archive:$archive.part:$name" >/dev/null
   else
     docker build -q --target $part -t "$name" "$context" >/dev/null
     docker save -o "$archive.part" "$name"
