@@ -1,6 +1,7 @@
 //! `weft-figures`: measures Weft in a running cluster. Prints one line for each figure, `name value unit`, and writes them with
 //! what they mean to `target/figures.json`. Judges nothing. Needs the nodes on this machine, and root (see `weft_e2e::machine`).
-//! Installs the chart anew, to time it: not for clusters where Weft is in use. `--keep` measures what is installed.
+//! Installs the chart anew, to time it: not for clusters where Weft is in use. `--keep` measures what is installed;
+//! `--keep latency memory` only those parts.
 
 mod enforced;
 mod http;
@@ -41,6 +42,16 @@ impl Figures {
     }
 }
 
+type Part = fn(&'static Cluster, &mut Figures) -> Result<()>;
+
+const PARTS: [(&str, Part); 5] = [
+    ("images", image_sizes),
+    ("pods", pods::start_overhead),
+    ("memory", memory::of_proxies),
+    ("enforced", enforced::apply_to_enforced),
+    ("latency", latency::added),
+];
+
 fn main() -> ExitCode {
     match begin() {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,11 +63,17 @@ fn main() -> ExitCode {
 }
 
 fn begin() -> Result<()> {
-    let keep = match std::env::args().nth(1).as_deref() {
-        None => false,
-        Some("--keep") => true,
-        Some(other) => bail!("unknown argument `{other}`: only --keep is known"),
-    };
+    let mut only: Vec<String> = std::env::args().skip(1).collect();
+    let keep = only.first().is_some_and(|first| first == "--keep");
+    if keep {
+        only.remove(0);
+    }
+    if let Some(other) = only.iter().find(|name| !keep || !PARTS.iter().any(|(part, _)| part == name)) {
+        bail!(
+            "unknown argument `{other}`: known are --keep and, after it, {}",
+            PARTS.map(|(part, _)| part).join(", ")
+        );
+    }
     let cluster = Cluster::get();
     let mut figures = Figures {
         cluster: cluster.kubectl(&["get", "--raw", "/version"])?.split_whitespace().collect(),
@@ -68,11 +85,11 @@ fn begin() -> Result<()> {
     } else {
         install(cluster, &mut figures)?;
     }
-    image_sizes(cluster, &mut figures)?;
-    pods::start_overhead(cluster, &mut figures)?;
-    memory::of_proxies(cluster, &mut figures)?;
-    enforced::apply_to_enforced(cluster, &mut figures)?;
-    latency::added(cluster, &mut figures)?;
+    for (name, measure) in PARTS {
+        if only.is_empty() || only.iter().any(|wanted| wanted == name) {
+            measure(cluster, &mut figures)?;
+        }
+    }
     write(&figures)
 }
 
@@ -92,7 +109,7 @@ fn install(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-fn image_sizes(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
+fn image_sizes(cluster: &'static Cluster, figures: &mut Figures) -> Result<()> {
     let nodes = cluster.objects("", "nodes", "")?;
     for part in ["proxy", "operator", "webhook"] {
         let wanted = format!("/weft-{part}:");
