@@ -9,6 +9,7 @@ mod explain;
 mod inspect;
 mod mesh_pod;
 mod output;
+mod plaintext;
 mod status;
 mod top;
 
@@ -70,6 +71,8 @@ enum Command {
     Top(top::Options),
     /// Follows one request through the access logs and says who refused it, and why.
     Explain(explain::Options),
+    /// Who calls in plaintext, and would be refused once Strict is switched on. Exits 1 when there is anybody.
+    Plaintext(plaintext::Options),
     /// Which policies touch a pod or service; which pods and services a policy touches.
     Inspect(inspect::Options),
 }
@@ -102,6 +105,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(options) => config::log(client, options).await,
         Command::Top(options) => top::run(client, &cli.global, options).await,
         Command::Explain(options) => explain::run(client, &cli.global, options).await,
+        Command::Plaintext(options) => plaintext::run(client, &cli.global, options).await,
         Command::Inspect(options) => inspect::run(client, &cli.global, options).await,
     }
 }

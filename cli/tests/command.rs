@@ -142,3 +142,33 @@ fn the_flow_between_two_workloads_is_measured() {
         Ok(())
     });
 }
+
+#[test]
+fn who_would_be_refused_under_strict_is_named_before_it_is_switched_on() {
+    scenario("cli-plaintext", Injection::Label, |ns| {
+        let client = called(ns)?;
+        let nobody = weft(ns.cluster, &["plaintext", "-n", &ns.name])?.success()?;
+        ensure!(nobody.contains("2 proxies") && nobody.contains("nobody in plaintext"), "{nobody}");
+        let mut pod = weft_e2e::app::pod("outsider", weft_e2e::app::TEST_IMAGE, &["/testapp", "pause"]);
+        pod["metadata"]["labels"]["weft.dev/inject"] = "disabled".into();
+        let outsider = Client::deploy_pod(ns, "outsider", pod)?;
+        outsider.get("http://back/")?.expect(200)?;
+        client.get("http://back/")?.expect(200)?;
+        let ended = weft(ns.cluster, &["plaintext", "-n", &ns.name, "-o", "json"])?;
+        ensure!(ended.status.code() == Some(1), "somebody would be refused: {}", ended.stdout);
+        let report: Value = serde_json::from_str(&ended.stdout)?;
+        let callers = report["callers"].as_array().context("no callers")?;
+        ensure!(callers.len() == 1, "just the one outside of the mesh: {report}");
+        let named = format!("{}/outsider", ns.name);
+        ensure!(callers[0]["caller"] == named.as_str() && callers[0]["port"] == 8080, "{report}");
+        let table = weft(ns.cluster, &["plaintext", "-n", &ns.name])?.stdout;
+        ensure!(table.contains(&named) && table.contains("bring it into the mesh"), "{table}");
+        // It is true: this one, and only this one, is refused.
+        ns.apply_json(&json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "PeerAuthentication", "metadata": { "name": "strict" },
+            "spec": { "mtls": { "mode": "Strict" } } }))?;
+        eventually("the outsider is refused", Duration::from_secs(15), || {
+            outsider.get("http://back/")?.expect(403).map(drop)
+        })?;
+        client.get("http://back/")?.expect(200).map(drop)
+    });
+}

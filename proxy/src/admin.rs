@@ -77,6 +77,7 @@ pub fn private(admin: Arc<Admin>) -> Router {
         .route("/config", get(config))
         .route("/clusters", get(clusters))
         .route("/certs", get(certs))
+        .route("/plaintext", get(plaintext))
         .route("/log", get(log).put(set_log).post(set_log))
         .route("/reasons", get(reasons))
         .route("/metrics", get(scrape))
@@ -181,6 +182,10 @@ async fn clusters(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
 
 async fn certs(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
     Json(view::certs(&admin.tls, &admin.status))
+}
+
+async fn plaintext(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+    Json(view::plaintext(&admin.metrics.plaintext))
 }
 
 async fn log(State(admin): State<Arc<Admin>>) -> String {

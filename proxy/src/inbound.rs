@@ -1,7 +1,7 @@
 //! The path of a connection to the own application: from another proxy, by mTLS and with a verified identity, or from
 //! outside of the mesh, as far as PeerAuthentication and policies allow it. Composes the steps. Where in doubt, it refuses.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -296,6 +296,7 @@ impl<'a> Connection<'a> {
             original,
             peer,
             admitted: RefCell::default(),
+            noted: Cell::default(),
         });
         let leave = worker.leaving(Direction::Inbound);
         Box::pin(async move {
@@ -325,6 +326,8 @@ impl<'a> Connection<'a> {
         if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, None)) {
             return opaque.refuse(&error);
         }
+        // For whoever is about to switch Strict on.
+        self.worker.proxy.metrics.plaintext.note(self.peer.ip(), self.original.port());
         let upstream = match upstream {
             Some(upstream) => Ok(upstream),
             None => Box::pin(tcp::dial_plain(self.worker, self.original)).await,

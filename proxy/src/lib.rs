@@ -44,6 +44,7 @@ pub mod originate;
 mod outbound;
 pub mod outlier;
 pub mod path;
+pub mod plaintext;
 pub mod prefixed;
 pub mod proxy;
 pub mod record;

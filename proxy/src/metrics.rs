@@ -18,6 +18,7 @@ use weft_api::{Reason, v1};
 
 use crate::authorize::{Action, Named, Refusal, Verdict};
 use crate::outlier;
+use crate::plaintext::Callers;
 use crate::record::{Direction, HttpKind, Party, RequestRecord, TcpRecord};
 
 mod labels;
@@ -68,6 +69,8 @@ pub struct Metrics {
     detection: Histogram,
     log_dropped: Counter,
     audit_dropped: Counter,
+    /// Who is served in plaintext: too many to be labels.
+    pub plaintext: Callers,
     certificate_expiry: Gauge<f64, AtomicU64>,
     certificate_failures: Counter,
     operator_failures: Counter,
@@ -186,6 +189,7 @@ impl Metrics {
                 "access_log_dropped",
                 "Lines of the access log that were dropped because nobody read them fast enough",
             ),
+            plaintext: Callers::default(),
             audit_dropped: registered(
                 &mut r,
                 "audit_dropped",

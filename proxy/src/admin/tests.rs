@@ -269,3 +269,18 @@ async fn a_client_that_sends_nothing_is_cut_off() {
     let mut rest = Vec::new();
     timeout(HEAD_TIMEOUT * 2, stream.read_to_end(&mut rest)).await.expect("closed in time").unwrap();
 }
+
+#[tokio::test]
+async fn who_calls_in_plaintext_is_listed_on_the_private_port_only() {
+    let served = quiet().await;
+    served.admin.metrics.plaintext.note("10.0.0.9".parse().unwrap(), 8080);
+    let answer = json(served.private, "GET /plaintext").await;
+    assert_eq!(answer["forgotten"], 0);
+    let caller = &answer["callers"][0];
+    assert_eq!(
+        (&caller["address"], &caller["port"], &caller["connections"]),
+        (&"10.0.0.9".into(), &8080.into(), &1.into())
+    );
+    assert!(answer["since_unix_s"].as_u64().unwrap() > 1_700_000_000);
+    assert_eq!(call(served.public, "GET /plaintext").await.0, 404);
+}

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Admin;
+use crate::plaintext::{Caller, Callers};
 use crate::retry::RetryPolicy;
 use crate::route::{PathMatch, RequestMatch, Route, ValueMatch};
 use crate::snapshot::{
@@ -52,6 +53,23 @@ pub(super) fn certs(tls: &Tls, status: &Status) -> Value {
         "error": status.identity_error(),
         "roots": roots.len(),
         "root_certificates": roots.iter().map(view_root).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn plaintext(callers: &Callers) -> Value {
+    let (all, forgotten) = callers.all();
+    let row = |caller: &Caller| {
+        json!({
+            "address": caller.address,
+            "port": caller.port,
+            "connections": caller.connections,
+            "last_unix_s": unix(caller.last),
+        })
+    };
+    json!({
+        "since_unix_s": unix(callers.since()),
+        "forgotten": forgotten,
+        "callers": all.iter().map(row).collect::<Vec<_>>(),
     })
 }
 

@@ -2,7 +2,7 @@
 //! proved to be, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and
 //! retries nothing but what provably did not happen.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ pub(crate) struct Inbound {
     pub(crate) peer: Peer,
     /// What is left of the policies for this caller and port, since its last request.
     pub(crate) admitted: RefCell<Option<Rc<Admitted>>>,
+    /// Whether it was noted that this connection is served in plaintext.
+    pub(crate) noted: Cell<bool>,
 }
 
 /// What PeerAuthentication makes of a request, asked for each: it may have changed while the connection was open.
@@ -90,7 +92,7 @@ impl Handler for Inbound {
         drop(snapshot);
         let limits = workload.as_deref().and_then(|own| own.limits_on(self.original.port()));
         match self.admission(workload.as_deref()) {
-            Admission::Any => {}
+            Admission::Any => self.note_plaintext(workload.as_deref(), &request),
             Admission::Nothing => return exchange.refuse(&Reason::ClientCertificate.into()),
             Admission::ProbesOnly => {
                 let probed = Box::pin(self.probe(exchange, workload.as_deref(), request, wire));
@@ -197,6 +199,15 @@ impl Inbound {
             (Peer::Outside, MtlsMode::Strict) => Admission::ProbesOnly,
             (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
             _ => Admission::Any,
+        }
+    }
+
+    /// For whoever is about to switch Strict on: that would refuse this caller. Probes that the pod declares would pass.
+    fn note_plaintext(&self, workload: Option<&Workload>, request: &Request<Incoming>) {
+        let (outside, port) = (matches!(self.peer, Peer::Outside), self.original.port());
+        if outside && !self.noted.get() && !workload.is_some_and(|own| probe::declared(own, port, request)) {
+            self.noted.set(true);
+            self.worker.proxy.metrics.plaintext.note(self.client.ip(), port);
         }
     }
 

@@ -325,3 +325,34 @@ async fn what_is_open_follows_when_plaintext_is_forbidden() {
     let end = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut back)).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn whom_strict_would_refuse_is_known_before_it_is_switched_on() {
+    let (app, _) = apps::echo().await;
+    let mesh = Mesh::to(app);
+    mesh.back.workload("back", |own| {
+        own.mtls = v1::MtlsMode::Permissive.into();
+        own.probes = vec![v1::Probe {
+            port: app.port().into(),
+            kind: Some(v1::probe::Kind::HttpPath("/healthz".into())),
+        }];
+    });
+    // Of the mesh, and of the kubelet: these are good under Strict too.
+    assert_eq!(fetch(mesh.front.outbound, get("/")).await.status, 200);
+    assert_eq!(fetch(mesh.back.inbound, get("/healthz")).await.status, 200);
+    let seen = || mesh.back.metrics.plaintext.all().0;
+    assert!(seen().is_empty(), "{:?}", seen());
+    for _ in 0..2 {
+        assert_eq!(fetch(mesh.back.inbound, get("/")).await.status, 200);
+    }
+    let callers = seen();
+    assert_eq!(callers.len(), 1, "{callers:?}");
+    assert_eq!(
+        (callers[0].address, callers[0].port, callers[0].connections),
+        ("127.0.0.1".parse().unwrap(), app.port(), 2)
+    );
+    // Under Strict it is refused, and nobody more is noted.
+    strict(&mesh.back, |_| {});
+    assert_eq!(fetch(mesh.back.inbound, get("/")).await.reason(), "mtls-required");
+    assert_eq!(seen()[0].connections, 2);
+}
