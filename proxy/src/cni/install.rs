@@ -41,23 +41,26 @@ pub struct Args {
 /// With `--check`: it is not in place. Otherwise when there are no signals or logs to be had.
 pub fn run(args: &Args) -> Result<()> {
     if args.check {
-        let place = Place::new(args)?;
+        let place = Place::new(args);
         return if place.is_in_place()? { Ok(()) } else { bail!("the plugin is not in place") };
     }
     let _log = logging::start("info").context("cannot start logging")?;
-    let place = Place::new(args)?;
+    let place = Place::new(args);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut tick = interval(EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut said = None;
+        let mut fresh = false;
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
+            // What stands against that is told by the next line.
+            fresh = fresh || place.put_program().is_ok();
             let outcome = place.put().map_err(|error| format!("{error:#}"));
             match &outcome {
                 Ok(None) if said.as_ref().is_some_and(Result::is_err) => tracing::info!("the plugin is in place again"),
@@ -84,19 +87,27 @@ pub fn run(args: &Args) -> Result<()> {
 struct Place {
     bin: PathBuf,
     conf: PathBuf,
-    program: Vec<u8>,
+    program: PathBuf,
 }
 
 impl Place {
-    fn new(args: &Args) -> Result<Self> {
-        let program = fs::read("/proc/self/exe").context("cannot read the own program")?;
-        Ok(Self { bin: args.bin_dir.join(PLUGIN), conf: args.conf_dir.clone(), program })
+    fn new(args: &Args) -> Self {
+        Self {
+            bin: args.bin_dir.join(PLUGIN),
+            conf: args.conf_dir.clone(),
+            program: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    fn put_program(&self) -> Result<()> {
+        let program = fs::read(&self.program).context("cannot read the own program")?;
+        replace(&self.bin, &program, 0o755)
     }
 
     /// The program first: a list that names one that is not there makes no pod at all. Which file was changed, if one was.
     fn put(&self) -> Result<Option<PathBuf>> {
         if !self.has_program() {
-            replace(&self.bin, &self.program, 0o755)?;
+            self.put_program()?;
         }
         let (path, text) = self.first()?;
         let Some(new) = chain::chained(&text).with_context(|| path.display().to_string())? else {
@@ -131,11 +142,13 @@ impl Place {
         }
     }
 
-    /// By its size, each second; another version has another one, or is put there by the start of its installer.
+    /// By its size: each start puts the program there anew, so another version of the same size does not stay.
     fn has_program(&self) -> bool {
-        let executable = |found: &fs::Metadata| found.permissions().mode() & 0o111 == 0o111;
-        fs::metadata(&self.bin)
-            .is_ok_and(|found| found.len() == self.program.len() as u64 && executable(&found))
+        let whole = |found: &fs::Metadata| {
+            let size = fs::metadata(&self.program).map(|own| own.len());
+            size.is_ok_and(|size| size == found.len()) && found.permissions().mode() & 0o111 == 0o111
+        };
+        fs::metadata(&self.bin).is_ok_and(|found| whole(&found))
     }
 
     fn first(&self) -> Result<(PathBuf, String)> {
@@ -183,10 +196,11 @@ mod tests {
         for folder in ["bin", "conf"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
+        fs::write(dir.path().join("program"), "program").unwrap();
         let place = Place {
             bin: dir.path().join("bin").join(PLUGIN),
             conf: dir.path().join("conf"),
-            program: b"program".to_vec(),
+            program: dir.path().join("program"),
         };
         (dir, place)
     }
