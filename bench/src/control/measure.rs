@@ -18,7 +18,7 @@ use super::api_server::ApiServer;
 use super::cluster::{Cluster, Sizes};
 use super::objects;
 use super::operator::{Memory, Operator};
-use super::proxies::{Proxies, Told, Update};
+use super::proxies::{self, Proxies, Told, Update};
 use super::store::Store;
 
 /// A proxy that has not got what it has to get after this never will.
@@ -267,6 +267,17 @@ impl World {
                 Expected { service, text: pod.address(), present: !undo }
             }
         }
+    }
+
+    /// Has so many certificates signed, and says what the operator spent on each, from the connection to its end. `idle` is what
+    /// it spends each second anyway.
+    pub async fn issue(&mut self, count: usize, idle: Duration) -> Result<Duration> {
+        self.quiet().await?;
+        let (before, begin) = (self.operator.cpu()?, Instant::now());
+        proxies::issue(&self.cluster, self.operator.address, root(&self.store)?, count).await?;
+        let anyway = idle.mul_f64(begin.elapsed().as_secs_f64());
+        let spent = self.operator.cpu()?.saturating_sub(before).saturating_sub(anyway);
+        Ok(spent / u32::try_from(count)?.max(1))
     }
 
     /// Adds so many services that nobody calls, with ten pods each, and says how many messages went to proxies on account of it:

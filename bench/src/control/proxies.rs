@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use rcgen::{CertificateParams, KeyPair};
@@ -56,6 +57,9 @@ pub struct Update {
     #[prost(string, repeated, tag = "5")]
     pub removed_services: Vec<String>,
 }
+
+/// Certificates that are asked for at the same time.
+const AT_A_TIME: usize = 16;
 
 /// What a proxy tells the measurement.
 #[derive(Debug)]
@@ -123,6 +127,30 @@ impl Proxies {
     pub async fn next(&mut self, within: Duration) -> Option<Told> {
         timeout(within, self.told.recv()).await.ok()?
     }
+}
+
+/// Has so many certificates signed, for each of the proxies in turn, a few at a time and each on a connection of its own, as
+/// `weft-proxy` asks for one.
+///
+/// # Errors
+/// That of the first that is not signed.
+pub async fn issue(
+    cluster: &Arc<Cluster>,
+    operator: SocketAddr,
+    root: CertificateDer<'static>,
+    count: usize,
+) -> Result<()> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root)?;
+    // Nobody streams, so nobody tells.
+    let (told, _) = mpsc::unbounded_channel();
+    let common = Arc::new(Common { cluster: Arc::clone(cluster), operator, roots: Arc::new(roots), told });
+    let all = (0..count).map(|turn| {
+        let number = turn % cluster.proxies.len();
+        let proxy = Proxy { common: Arc::clone(&common), number, tls: Mutex::new(None) };
+        async move { proxy.sign().await.map(drop) }
+    });
+    futures::stream::iter(all).buffer_unordered(AT_A_TIME).try_collect().await
 }
 
 struct Proxy {

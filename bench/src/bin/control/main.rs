@@ -20,6 +20,9 @@ use report::Row;
 /// How long idling is measured.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// Certificates for each proxy; the operator slows down who asks for more than ten.
+const CERTIFICATES: usize = 4;
+
 /// Services that come last, and that nobody calls.
 const UNRELATED: usize = 990;
 
@@ -100,6 +103,9 @@ async fn measure(options: &Options, sizes: Sizes) -> Result<Vec<Row>> {
     let idle = world.idle(IDLE).await?;
     rows.push(Row::new("idle", sizes, "cpu", "ms/s", idle.as_secs_f64() * 1e3));
     rows.push(Row::new("idle", sizes, "rss", "MiB", report::mib(world.operator.memory()?.resident)));
+    let each = world.issue(sizes.proxies * CERTIFICATES, idle).await?;
+    rows.push(Row::new("certificate", sizes, "cpu", "ms", each.as_secs_f64() * 1e3));
+    rows.push(Row::new("certificate", sizes, "per core and second", "", 1.0 / each.as_secs_f64().max(1e-9)));
     for kind in Kind::ALL {
         let count = size_of(kind, options.changes);
         let changes = world.change(kind, count, idle).await?;
