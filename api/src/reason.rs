@@ -86,6 +86,10 @@ reasons! {
     GrpcDeadline = "grpc-deadline", 504, "The deadline that the gRPC client gave (grpc-timeout) passed before the call was complete: the server is too slow for it, or it should give more time.";
     /// An AuthorizationPolicy of the destination.
     PolicyDenied = "policy-denied", 403, "An AuthorizationPolicy of the destination forbids this, or none of those that allow something allows it: the callee's access log and `weft explain` name the policy and its rule.";
+    /// The token that a request bears is not good.
+    TokenInvalid = "token-invalid", 401, "The request bears a token (JWT) that a RequestAuthentication of the destination does not take: the callee's access log says why (issuer, audience, key, signature, form). Ask its issuer for another, or add the issuer.";
+    /// The token that a request bears is good at another time.
+    TokenExpired = "token-expired", 401, "The token (JWT) that the request bears has expired, or is not valid yet: get a new one, or look at the clocks of issuer and cluster.";
 }
 
 impl std::fmt::Display for Reason {

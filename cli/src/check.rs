@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use weft_api::names;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 /// Flags of `weft check`.
 #[derive(Args)]
@@ -124,14 +124,18 @@ async fn verdicts(client: &Client) -> Seen<Vec<Verdict>> {
             conditions: conditions.unwrap_or_default().to_vec(),
         }
     }
-    let (a, b, c, d) = tokio::join!(
+    let (a, b, c, d, e) = tokio::join!(
         of(client, |r: &MeshService| verdict(r, r.status.as_ref().map(|s| s.conditions.as_slice()))),
         of(client, |r: &TrafficPolicy| verdict(r, r.status.as_ref().map(|s| s.conditions.as_slice()))),
         of(client, |r: &PeerAuthentication| verdict(r, r.status.as_ref().map(|s| s.conditions.as_slice()))),
         of(client, |r: &AuthorizationPolicy| verdict(r, r.status.as_ref().map(|s| s.conditions.as_slice()))),
+        of(client, |r: &RequestAuthentication| verdict(
+            r,
+            r.status.as_ref().map(|s| s.conditions.as_slice())
+        )),
     );
     let mut all = Vec::new();
-    for part in [a, b, c, d] {
+    for part in [a, b, c, d, e] {
         all.extend(seen(part)?);
     }
     Ok(all)

@@ -17,8 +17,8 @@ use world::World;
 /// Flags of `weft inspect`.
 #[derive(Args)]
 pub struct Options {
-    /// `pod/<name>`, `service/<name>`, `meshservice/<name>`, `trafficpolicy/<name>`, `peerauthentication/<name>` or
-    /// `authorizationpolicy/<name>` (short names as in kubectl); a bare name is a pod or a service.
+    /// `pod/<name>`, `service/<name>`, `meshservice/<name>`, `trafficpolicy/<name>`, `peerauthentication/<name>`,
+    /// `requestauthentication/<name>` or `authorizationpolicy/<name>` (short names as in kubectl); a bare name is a pod or a service.
     what: String,
     /// Namespace; otherwise that of the kubeconfig's context.
     #[arg(short, long)]
@@ -45,6 +45,7 @@ enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     AuthorizationPolicy,
+    RequestAuthentication,
 }
 
 fn kind(word: &str) -> Option<Kind> {
@@ -54,6 +55,7 @@ fn kind(word: &str) -> Option<Kind> {
         "meshservice" | "meshservices" | "msvc" => Kind::MeshService,
         "trafficpolicy" | "trafficpolicies" | "tpol" => Kind::TrafficPolicy,
         "authorizationpolicy" | "authorizationpolicies" | "authz" => Kind::AuthorizationPolicy,
+        "requestauthentication" | "requestauthentications" | "rauth" => Kind::RequestAuthentication,
         "peerauthentication" | "peerauthentications" | "pauth" => Kind::PeerAuthentication,
         _ => return None,
     })
@@ -62,7 +64,7 @@ fn kind(word: &str) -> Option<Kind> {
 /// Looks and prints.
 pub async fn run(client: Client, global: &Global, options: Options) -> anyhow::Result<ExitCode> {
     let namespace = options.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
-    let world = read(&client, &namespace, &global.weft_namespace).await?;
+    let world = Box::pin(read(&client, &namespace, &global.weft_namespace)).await?;
     let (kind, name) = match options.what.split_once('/') {
         Some((word, name)) => {
             (kind(word).with_context(|| format!("`{word}` is not a kind that can be inspected"))?, name)
@@ -77,6 +79,7 @@ pub async fn run(client: Client, global: &Global, options: Options) -> anyhow::R
         Kind::TrafficPolicy => world.about_traffic_policy(name),
         Kind::PeerAuthentication => world.about_peer_authentication(name),
         Kind::AuthorizationPolicy => world.about_authorization_policy(name),
+        Kind::RequestAuthentication => world.about_request_authentication(name),
     };
     let Some(facts) = facts else { bail!("there is no {kind:?} {name} in namespace {namespace}") };
     match global.output {
@@ -99,6 +102,8 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
     let (own, of_root) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), root));
     let (authorizing, authorizing_mesh) =
         (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), root));
+    let (requests, requests_mesh) =
+        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), root));
     let (
         pods,
         services,
@@ -108,6 +113,8 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
         of_root,
         mut authorization_policies,
         authorizing_mesh,
+        mut request_authentications,
+        requests_mesh,
     ) = tokio::try_join!(
         list(&pods, &everything),
         list(&services, &everything),
@@ -117,11 +124,14 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
         list(&of_root, &everything),
         list(&authorizing, &everything),
         list(&authorizing_mesh, &everything),
+        list(&requests, &everything),
+        list(&requests_mesh, &everything),
     )?;
     let mut peer_authentications = own;
     if namespace != root {
         peer_authentications.extend(of_root);
         authorization_policies.extend(authorizing_mesh);
+        request_authentications.extend(requests_mesh);
     }
     // A mesh-wide policy touches pods of every namespace.
     let pods = if namespace == root { list(&Api::all(client.clone()), &everything).await? } else { pods };
@@ -134,5 +144,6 @@ async fn read(client: &Client, namespace: &str, root: &str) -> anyhow::Result<Wo
         traffic_policies,
         peer_authentications,
         authorization_policies,
+        request_authentications,
     })
 }

@@ -110,7 +110,7 @@ pub struct Rule {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub to: Vec<Target>,
-    /// Headers of the request: all of them. Default: whatever they are.
+    /// Headers of the request and claims of its token: all of them. Default: whatever they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -121,9 +121,9 @@ pub struct Rule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
-        "(has(self.identities) && size(self.identities) > 0) || (has(self.namespaces) && size(self.namespaces) > 0) || (has(self.ipBlocks) && size(self.ipBlocks) > 0)"
+        "(has(self.identities) && size(self.identities) > 0) || (has(self.namespaces) && size(self.namespaces) > 0) || (has(self.ipBlocks) && size(self.ipBlocks) > 0) || (has(self.requestPrincipals) && size(self.requestPrincipals) > 0)"
     ).message(
-        "an entry of from names nobody: give it identities, namespaces or ipBlocks; for everybody leave from out"
+        "an entry of from names nobody: give it identities, namespaces, ipBlocks or requestPrincipals; for everybody leave from out"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -156,6 +156,13 @@ pub struct Source {
     #[schemars(length(max = 64), inner(length(min = 2, max = 49)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub ip_blocks: Vec<String>,
+    /// Whose token (JWT) the request bears, as RequestAuthentication has verified it: `<issuer>/<subject>`. What follows the last
+    /// slash is the subject. One `*` stands for any subject (`https://accounts.example/*`) or any issuer (`*/alice`); `*` alone is
+    /// whoever has a good token. Of HTTP only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub request_principals: Vec<String>,
 }
 
 /// A request that each of the given lists names. On connections that are not HTTP only `ports` can be seen: the rest of an
@@ -254,10 +261,13 @@ pub struct Path {
     pub template: Option<String>,
 }
 
-/// A header, and exactly one of the four conditions. Of a header that comes more than once, one value that fits is enough to
-/// `Deny` and to `Audit`; to `Allow`, each has to.
+/// A header or a claim, and exactly one of the four conditions. Of a header that comes more than once, one value that fits is
+/// enough to `Deny` and to `Audit`; to `Allow`, each has to. Of a claim that is a list, one entry that fits is enough.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
+    validation = Rule::new("has(self.header) != has(self.claim)").message(
+        "an entry of when needs exactly one of header and claim: keep one and remove the other"
+    ),
     validation = Rule::new(
         "[has(self.exact), has(self.prefix), has(self.regex), has(self.present)].exists_one(given, given)"
     ).message(
@@ -267,6 +277,7 @@ pub struct Path {
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// Name of a header; upper and lower case are the same. It is the caller who sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(
         validation = Rule::new("self.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')").message(
@@ -276,7 +287,12 @@ pub struct Condition {
             "headers that begin with weft- are set by proxies, and what a caller sends under such a name means nothing: name the caller in from[].identities"
         )
     )]
-    pub header: String,
+    pub header: Option<String>,
+    /// A claim of the request's token (JWT), as RequestAuthentication has verified it: `sub`, or with dots one within objects,
+    /// `realm.roles`; a dot in a name is written `\.`. Of a list any entry, of `scope` any word. A request without token has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub claim: Option<String>,
     /// The whole value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -289,7 +305,7 @@ pub struct Condition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub regex: Option<String>,
-    /// `true`: the header must be there; `false`: it must not.
+    /// `true`: the header or claim must be there; `false`: it must not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
 }
@@ -309,6 +325,8 @@ impl self::Rule {
     /// Whether it looks at anything that only HTTP has.
     #[must_use]
     pub fn of_http(&self) -> bool {
-        !self.when.is_empty() || self.to.iter().any(Target::of_http)
+        !self.when.is_empty()
+            || self.to.iter().any(Target::of_http)
+            || self.from.iter().any(|source| !source.request_principals.is_empty())
     }
 }

@@ -11,6 +11,7 @@ pub mod mesh_service;
 pub mod peer_authentication;
 pub mod rate_limit;
 pub mod reference;
+pub mod request_authentication;
 pub mod traffic_policy;
 pub mod validate;
 
@@ -18,6 +19,7 @@ pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use common::{Conditions, Duration};
 pub use mesh_service::{MeshService, MeshServiceSpec, MeshServiceStatus};
 pub use peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
+pub use request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
 pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 
 /// API group of every resource.

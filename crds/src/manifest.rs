@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions as the chart ships them, and the checked texts made of them.
 //! kube's derive says almost everything; here is only what it cannot say. It never touches a file or a cluster.
 
-use crate::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use crate::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 use kube::CustomResourceExt;
 use serde_json::Value;
 
@@ -10,8 +10,14 @@ use serde_json::Value;
 /// # Errors
 /// Only if a type has no JSON form, which a test rules out.
 pub fn all() -> Result<Vec<(String, Value)>, serde_json::Error> {
-    [MeshService::crd(), TrafficPolicy::crd(), PeerAuthentication::crd(), AuthorizationPolicy::crd()]
-        .into_iter()
+    let all = [
+        MeshService::crd(),
+        TrafficPolicy::crd(),
+        PeerAuthentication::crd(),
+        AuthorizationPolicy::crd(),
+        RequestAuthentication::crd(),
+    ];
+    all.into_iter()
         .map(|crd| {
             let name = format!("weft.dev_{}.yaml", crd.spec.names.plural);
             let mut value = serde_json::to_value(crd)?;

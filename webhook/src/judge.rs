@@ -1,4 +1,5 @@
-//! Judges MeshServices, TrafficPolicies, PeerAuthentications and AuthorizationPolicies beside what exists. Pure: the caller says what exists.
+//! Judges MeshServices, TrafficPolicies, PeerAuthentications, RequestAuthentications and AuthorizationPolicies beside what exists.
+//! Pure: the caller says what exists.
 //! What must never be is refused; what may be only early (a Service that is applied later) is a warning. An update that leaves
 //! the spec alone always passes, or a stale resource could not even lose a finalizer.
 
@@ -7,7 +8,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_crds::validate::{self, Problem, Shadow};
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 /// Most problems that one refusal lists.
 const LISTED: usize = 8;
@@ -21,6 +22,8 @@ pub struct Known {
     pub traffic_policies: Vec<Arc<TrafficPolicy>>,
     /// PeerAuthentications of the mesh.
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,
+    /// RequestAuthentications of the namespace.
+    pub request_authentications: Vec<Arc<RequestAuthentication>>,
     /// Services of the namespace with their ports.
     pub services: BTreeMap<String, Vec<u16>>,
     /// The mesh's own trust domain; empty: not known.
@@ -37,6 +40,7 @@ pub fn judge(request: &Request, known: &Known, root: &str) -> Answer {
         "MeshService" => judged(request, |resource| mesh_service(resource, known)),
         "TrafficPolicy" => judged(request, |resource| traffic_policy(resource, known)),
         "PeerAuthentication" => judged(request, |resource| peer_authentication(resource, known, root)),
+        "RequestAuthentication" => judged(request, |resource| request_authentication(resource, known, root)),
         "AuthorizationPolicy" => judged(request, |resource| authorization_policy(resource, known)),
         _ => Answer::allow(Vec::new()),
     }
@@ -173,6 +177,13 @@ fn peer_authentication(resource: &PeerAuthentication, known: &Known, root: &str)
         }
     }
     found
+}
+
+fn request_authentication(resource: &RequestAuthentication, known: &Known, root: &str) -> Findings {
+    let mut problems = validate::request_authentication(resource);
+    let others = known.request_authentications.iter();
+    problems.extend(others.filter_map(|other| validate::same_issuer(resource, other, root)));
+    Findings { problems, warnings: validate::request_warnings(resource) }
 }
 
 fn authorization_policy(resource: &AuthorizationPolicy, known: &Known) -> Findings {

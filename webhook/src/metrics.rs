@@ -21,6 +21,7 @@ pub enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     AuthorizationPolicy,
+    RequestAuthentication,
     Other,
 }
 
@@ -34,6 +35,7 @@ impl Kind {
             "TrafficPolicy" => Self::TrafficPolicy,
             "PeerAuthentication" => Self::PeerAuthentication,
             "AuthorizationPolicy" => Self::AuthorizationPolicy,
+            "RequestAuthentication" => Self::RequestAuthentication,
             _ => Self::Other,
         }
     }

@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weft_crds::{MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 /// Kinds that are watched.
-const KINDS: usize = 4;
+const KINDS: usize = 5;
 /// A second look takes no longer.
 const SECOND_LOOK: Duration = Duration::from_secs(3);
 
@@ -42,6 +42,7 @@ struct Cluster {
     mesh_services: Store<MeshService>,
     traffic_policies: Store<TrafficPolicy>,
     peer_authentications: Store<PeerAuthentication>,
+    request_authentications: Store<RequestAuthentication>,
     services: Store<Service>,
     synced: Arc<AtomicUsize>,
 }
@@ -56,6 +57,9 @@ impl Stores {
             mesh_services: follow(client, tasks, stop, &synced, |r: &mut MeshService| r.status = None),
             traffic_policies: follow(client, tasks, stop, &synced, |r: &mut TrafficPolicy| r.status = None),
             peer_authentications: follow(client, tasks, stop, &synced, |r: &mut PeerAuthentication| {
+                r.status = None
+            }),
+            request_authentications: follow(client, tasks, stop, &synced, |r: &mut RequestAuthentication| {
                 r.status = None
             }),
             services: follow(client, tasks, stop, &synced, |service: &mut Service| {
@@ -98,6 +102,7 @@ impl Stores {
                 mesh_services: within(&cluster.mesh_services, namespace),
                 traffic_policies: within(&cluster.traffic_policies, namespace),
                 peer_authentications: cluster.peer_authentications.state(),
+                request_authentications: within(&cluster.request_authentications, namespace),
                 services: ports(within(&cluster.services, namespace).iter().map(AsRef::as_ref)),
                 trust_domain: String::new(),
             }),
@@ -121,10 +126,11 @@ impl Stores {
 
 impl Cluster {
     async fn fresh(&self, namespace: &str) -> Result<Known> {
-        let (mesh_services, traffic_policies, own, services) = tokio::try_join!(
+        let (mesh_services, traffic_policies, own, request_authentications, services) = tokio::try_join!(
             list::<MeshService>(&self.client, namespace),
             list::<TrafficPolicy>(&self.client, namespace),
             list::<PeerAuthentication>(&self.client, namespace),
+            list::<RequestAuthentication>(&self.client, namespace),
             list::<Service>(&self.client, namespace),
         )?;
         let elsewhere = |p: &PeerAuthentication| p.metadata.namespace.as_deref() != Some(namespace);
@@ -135,6 +141,7 @@ impl Cluster {
             mesh_services,
             traffic_policies,
             peer_authentications,
+            request_authentications,
             services,
             trust_domain: String::new(),
         })

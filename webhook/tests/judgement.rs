@@ -52,6 +52,7 @@ fn shop() -> Known {
                 .map(Arc::new)
                 .unwrap(),
         ],
+        request_authentications: Vec::new(),
         peer_authentications: vec![serde_json::from_value(auth("default", "Strict")).map(Arc::new).unwrap()],
         services: BTreeMap::from([("back".into(), vec![80, 9090]), ("front".into(), vec![80])]),
         trust_domain: "cluster.local".into(),
@@ -225,4 +226,25 @@ fn an_authorization_policy_that_makes_no_sense_is_refused_and_what_is_seldom_mea
     assert_eq!(created(&policy("Allow", from("*/sa/front")), &shop()), Answer::allow(vec![]));
     let nothing = created(&resource("AuthorizationPolicy", "p", json!({"action": "Allow"})), &shop());
     assert!(nothing.refusal.is_none() && nothing.warnings[0].contains("allows nothing"));
+}
+
+#[test]
+fn a_request_authentication_says_whose_keys_count_once() {
+    let of = |name: &str, jwks: &str| {
+        let issuer = json!({"issuer": "https://a.example", "audiences": ["shop"], "jwks": jwks});
+        resource("RequestAuthentication", name, json!({"issuers": [issuer]}))
+    };
+    let keys =
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    assert_eq!(created(&of("first", keys), &shop()), Answer::allow(vec![]));
+    let bad = created(&of("first", r#"{"keys":[{"kty":"oct","k":"AQAB"}]}"#), &shop());
+    assert!(refusal(&bad).starts_with("spec.issuers[0].jwks: "), "{}", refusal(&bad));
+    let mut known = shop();
+    known.request_authentications = vec![serde_json::from_value(of("first", keys)).map(Arc::new).unwrap()];
+    let second = created(&of("second", keys), &known);
+    assert!(refusal(&second).contains("RequestAuthentication first already says"), "{}", refusal(&second));
+    assert_eq!(created(&of("first", keys), &known), Answer::allow(vec![]), "itself");
+    let mut warned = of("first", keys);
+    warned["spec"]["issuers"][0]["audiences"] = json!([]);
+    assert!(created(&warned, &shop()).warnings[0].contains("without audiences"));
 }

@@ -146,8 +146,14 @@ fn definitions(crds: &Seen<Vec<CustomResourceDefinition>>) -> Finding {
             established && crd.spec.versions.iter().any(|v| v.name == weft_crds::VERSION && v.served)
         })
     };
-    let wanted = ["meshservices", "trafficpolicies", "peerauthentications", "authorizationpolicies"]
-        .map(|p| format!("{p}.{}", weft_crds::GROUP));
+    let wanted = [
+        "meshservices",
+        "trafficpolicies",
+        "peerauthentications",
+        "authorizationpolicies",
+        "requestauthentications",
+    ]
+    .map(|p| format!("{p}.{}", weft_crds::GROUP));
     let missing: Vec<&str> = wanted.iter().filter(|n| !established(n)).map(String::as_str).collect();
     if missing.is_empty() {
         return ok("definitions", format!("{} in version {}", wanted.join(", "), weft_crds::VERSION));

@@ -56,9 +56,15 @@ fn healthy() -> Observed {
         cli_version: "0.1.0".into(),
         now_unix_s: 1_800_000_000,
         server: Ok(("1".into(), "36".into(), "v1.36.3".into())),
-        crds: Ok(["meshservices", "trafficpolicies", "peerauthentications", "authorizationpolicies"]
-            .map(|p| definition(&format!("{p}.weft.dev")))
-            .into()),
+        crds: Ok([
+            "meshservices",
+            "trafficpolicies",
+            "peerauthentications",
+            "authorizationpolicies",
+            "requestauthentications",
+        ]
+        .map(|p| definition(&format!("{p}.weft.dev")))
+        .into()),
         operator: Ok(Some(deployment(2, 2, "0.1.0"))),
         webhook: Ok(Some(deployment(2, 2, "0.1.0"))),
         injector: Ok(Some(serde_json::from_value(webhooks(&["a", "b", "c"], Some(&pem), "Fail")).unwrap())),

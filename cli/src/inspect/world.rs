@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use weft_crds::mesh_service::Target;
 use weft_crds::peer_authentication::{MtlsMode, Selector};
 use weft_crds::validate::{self, Scope, older};
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 /// What exists.
 pub struct World {
@@ -24,6 +24,8 @@ pub struct World {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Of this namespace and of Weft's own.
     pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// Of this namespace and of Weft's own.
+    pub request_authentications: Vec<RequestAuthentication>,
 }
 
 type Labels = BTreeMap<String, String>;
@@ -62,6 +64,11 @@ fn effect(policy: &AuthorizationPolicy) -> String {
     format!("{:?}, {} rule(s){dry}", spec.action, spec.rules.len())
 }
 
+fn issuers(resource: &RequestAuthentication) -> String {
+    let names: Vec<&str> = resource.spec.issuers.iter().map(|issuer| issuer.issuer.as_str()).collect();
+    format!("tokens of {}", names.join(", "))
+}
+
 impl World {
     pub fn pod(&self, name: &str) -> Option<&Pod> {
         self.pods.iter().find(|p| p.name_any() == name && p.namespace().as_deref() == Some(&self.namespace))
@@ -94,6 +101,8 @@ impl World {
             facts.push(fact("authorization policy", "-", "none: whoever is let in may ask for anything"));
         }
         facts.extend(policies);
+        let trusting = self.request_authentications.iter().filter(|resource| self.trusts(resource, pod));
+        facts.extend(trusting.map(|r| fact("request authentication", full_name(r), issuers(r))));
         for service in self.services.iter().filter(|s| selects(s, pod)) {
             let service_name = service.name_any();
             facts.push(fact("service", &service_name, ports(service)));
@@ -252,6 +261,41 @@ impl World {
             facts.push(fact("pod", "-", "it selects no pod of the mesh"));
         }
         Some(facts)
+    }
+
+    pub fn about_request_authentication(&self, name: &str) -> Option<Vec<Fact>> {
+        let own = |r: &&RequestAuthentication| r.namespace().as_deref() == Some(&self.namespace);
+        let resource = self.request_authentications.iter().filter(own).find(|r| r.name_any() == name)?;
+        let selector = resource.spec.selector.as_ref();
+        let scope = match validate::scope_of(resource.namespace().as_deref(), selector, &self.root) {
+            Scope::Mesh => "the whole mesh".to_owned(),
+            Scope::Namespace(namespace) => format!("all of namespace {namespace}"),
+            Scope::Workloads(_, labels) => format!("pods with {}", words(&labels)),
+        };
+        let mut facts = vec![fact("governs", scope, issuers(resource))];
+        for issuer in &resource.spec.issuers {
+            let keys = issuer
+                .jwks_uri
+                .as_deref()
+                .map_or_else(|| "keys given".to_owned(), |uri| format!("keys from {uri}"));
+            let audiences = match issuer.audiences.as_slice() {
+                [] => "any audience".to_owned(),
+                given => format!("audiences {}", given.join(", ")),
+            };
+            facts.push(fact("issuer", &issuer.issuer, format!("{keys}; {audiences}")));
+        }
+        let pods = self.pods.iter().filter(|pod| mesh_pod::is_injected(pod) && self.trusts(resource, pod));
+        let before = facts.len();
+        facts.extend(pods.map(|pod| fact("pod", mesh_pod::full_name(pod), "enforced by its proxy")));
+        if facts.len() == before {
+            facts.push(fact("pod", "-", "it selects no pod of the mesh"));
+        }
+        Some(facts)
+    }
+
+    /// Whether a RequestAuthentication counts for a pod.
+    fn trusts(&self, resource: &RequestAuthentication, pod: &Pod) -> bool {
+        self.within(&resource.namespace().unwrap_or_default(), resource.spec.selector.as_ref(), pod)
     }
 
     /// Whether an AuthorizationPolicy counts for a pod.

@@ -69,7 +69,31 @@ fn world() -> World {
             authorizing("weft-system", "mesh", Value::Null),
             authorizing("weft-system", "own", json!({"app": "back"})),
         ],
+        request_authentications: vec![
+            requests("shop", "users", json!({"app": "back"})),
+            requests("weft-system", "own", json!({"app": "back"})),
+        ],
     }
+}
+
+fn requests(namespace: &str, name: &str, selector: Value) -> RequestAuthentication {
+    let issuer = json!({"issuer": "https://a.example", "jwksUri": "https://a.example/keys"});
+    serde_json::from_value(json!({"apiVersion": "weft.dev/v1alpha1", "kind": "RequestAuthentication",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"selector": {"matchLabels": selector}, "issuers": [issuer]}}))
+    .unwrap()
+}
+
+#[test]
+fn a_pod_names_whose_tokens_it_takes_and_a_request_authentication_its_pods() {
+    let facts = world().about_pod("back-1").unwrap();
+    assert_eq!(detail(&facts, "request authentication", "shop/users"), Some("tokens of https://a.example"));
+    assert_eq!(facts.iter().filter(|f| f.aspect == "request authentication").count(), 1);
+    let facts = world().about_request_authentication("users").unwrap();
+    let issuer = detail(&facts, "issuer", "https://a.example");
+    assert_eq!(issuer, Some("keys from https://a.example/keys; any audience"));
+    assert_eq!(detail(&facts, "pod", "shop/back-1"), Some("enforced by its proxy"));
+    assert!(world().about_request_authentication("own").is_none(), "it belongs to another namespace");
 }
 
 fn detail<'a>(facts: &'a [Fact], aspect: &str, name: &str) -> Option<&'a str> {

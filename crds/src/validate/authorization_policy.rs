@@ -2,6 +2,7 @@
 //! that make no sense, and what makes sense but is seldom meant. Pure.
 
 use super::Problem;
+use super::request_authentication::{claim_path, principal};
 use super::texts::{is_label_key, regex};
 use crate::AuthorizationPolicy;
 use crate::authorization_policy::{Action, Path, Rule};
@@ -35,6 +36,17 @@ pub fn authorization_policy(resource: &AuthorizationPolicy) -> Vec<Problem> {
                 bad(format!("{at}.from[{f}].ipBlocks[{i}]"), message);
             }
         }
+        for (f, source) in rule.from.iter().enumerate() {
+            for (i, text) in source.request_principals.iter().enumerate() {
+                if principal(text).is_none() {
+                    let message = format!(
+                        "`{}` is not whose token it is: write <issuer>/<subject>, for example https://accounts.example/alice, with * for any issuer or any subject, or * alone for whoever has a good token",
+                        short(text)
+                    );
+                    bad(format!("{at}.from[{f}].requestPrincipals[{i}]"), message);
+                }
+            }
+        }
         for (t, target) in rule.to.iter().enumerate() {
             for (i, path) in target.paths.iter().enumerate() {
                 if let Some(message) = bad_path(path) {
@@ -45,6 +57,9 @@ pub fn authorization_policy(resource: &AuthorizationPolicy) -> Vec<Problem> {
         for (i, condition) in rule.when.iter().enumerate() {
             if let Some(Err(message)) = condition.regex.as_deref().map(regex) {
                 bad(format!("{at}.when[{i}].regex"), message);
+            }
+            if let Some(Err(message)) = condition.claim.as_deref().map(claim_path) {
+                bad(format!("{at}.when[{i}].claim"), message);
             }
         }
     }
@@ -89,7 +104,7 @@ fn of_opaque(r: usize, rule: &Rule, action: Action) -> Option<String> {
     }
     match action {
         Action::Deny => Some(format!(
-            "spec.rules[{r}]: hosts, methods, paths, services and headers cannot be seen on connections that are not HTTP, so there the rule denies whatever else it fits: name the HTTP ports in to[].ports if the workload has others"
+            "spec.rules[{r}]: hosts, methods, paths, services, headers and tokens cannot be seen on connections that are not HTTP, so there the rule denies whatever else it fits: name the HTTP ports in to[].ports if the workload has others"
         )),
         Action::Allow | Action::Audit => None,
     }

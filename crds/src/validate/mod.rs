@@ -4,7 +4,9 @@
 
 mod alone;
 mod authorization_policy;
+pub mod jwks;
 mod peer_authentication;
+mod request_authentication;
 mod targets;
 mod texts;
 mod traffic_policy;
@@ -12,6 +14,9 @@ mod traffic_policy;
 pub use alone::{certificates, mesh_service, peer_authentication, traffic_policy};
 pub use authorization_policy::{authorization_policy, authorization_warnings};
 pub use peer_authentication::{Scope, Shadow, scope, scope_of, shadow};
+pub use request_authentication::{
+    claim_path, principal, request_authentication, request_warnings, same_issuer,
+};
 pub use targets::{older, same_external, same_target, target_service};
 pub use texts::{MAX_REGEX_SIZE, regex};
 pub use traffic_policy::{ServiceRef, conflict, service_refs, unresolved, within_cluster_only};

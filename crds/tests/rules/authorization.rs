@@ -11,10 +11,10 @@ fn an_authorization_policy_with_everything_passes() {
     passes(
         AUTHZ,
         json!({"selector": {"matchLabels": {"app": "back"}}, "action": "Deny", "dryRun": true, "rules": [{"name": "admins",
-            "from": [{"identities": ["spiffe://cluster.local/ns/shop/sa/front", "*", "*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"]}],
+            "from": [{"identities": ["spiffe://cluster.local/ns/shop/sa/front", "*", "*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"], "requestPrincipals": ["https://a.example/alice", "*"]}],
             "to": [{"hosts": ["back", "*.shop.example"], "ports": [8080], "methods": ["GET"], "paths": [{"exact": "/a"}, {"prefix": "/b"}, {"template": "/u/{id}"}]},
                    {"services": ["shop.Orders", "shop.Orders/Buy"]}],
-            "when": [{"header": "x-a", "exact": "1"}, {"header": "x-b", "prefix": "1"}, {"header": "x-c", "regex": "1+"}, {"header": "x-d", "present": false}]}]}),
+            "when": [{"header": "x-a", "exact": "1"}, {"header": "x-b", "prefix": "1"}, {"header": "x-c", "regex": "1+"}, {"header": "x-d", "present": false}, {"claim": "realm.roles", "exact": "admin"}]}]}),
     );
     passes(AUTHZ, json!({"action": "Allow"}));
     passes(AUTHZ, json!({"action": "Deny", "rules": [{}]}));
@@ -50,6 +50,8 @@ fn a_caller_is_named_by_identity_namespace_or_address() {
     refused(AUTHZ, from(json!({"identities": []})), "names nobody");
     refused(AUTHZ, from(json!({"identities": ["front"]})), "not the SPIFFE id");
     refused(AUTHZ, from(json!({"identities": ["*", "*"]})), "duplicate");
+    passes(AUTHZ, from(json!({"requestPrincipals": ["*"]})));
+    refused(AUTHZ, from(json!({"requestPrincipals": ["*", "*"]})), "duplicate");
     refused(AUTHZ, from(json!({"namespaces": ["Shop"]})), "not the name of a namespace");
     refused(AUTHZ, from(json!({"ipBlocks": ["1"]})), "minLength");
     refused(AUTHZ, from(json!({"ipBlocks": vec!["10.0.0.1"; 65]})), "maxItems");
@@ -88,6 +90,13 @@ fn a_header_has_exactly_one_condition_and_is_not_one_of_wefts() {
         when(json!({"header": "x", "exact": "a", "present": true})),
         "exactly one of exact, prefix, regex and present",
     );
+    refused(AUTHZ, when(json!({"exact": "a"})), "exactly one of header and claim");
+    refused(
+        AUTHZ,
+        when(json!({"header": "x", "claim": "y", "exact": "a"})),
+        "exactly one of header and claim",
+    );
+    refused(AUTHZ, when(json!({"claim": "y"})), "exactly one of exact, prefix, regex and present");
     refused(AUTHZ, when(json!({"header": "x y", "exact": "a"})), "not the name of an HTTP header");
     for own in ["weft-client-identity", "Weft-Client-Identity"] {
         refused(AUTHZ, when(json!({"header": own, "exact": "a"})), "set by proxies");

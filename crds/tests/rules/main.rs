@@ -16,6 +16,7 @@ mod filters;
 mod flow;
 mod mesh_service;
 mod peer_authentication;
+mod request_authentication;
 mod targets;
 
 /// The schema of a kind, as shipped.
@@ -145,3 +146,5 @@ fn mesh(more: Value) -> Value {
 const AUTH: &str = "peerauthentications";
 
 const AUTHZ: &str = "authorizationpolicies";
+
+const REQUESTS: &str = "requestauthentications";
