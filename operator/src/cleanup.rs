@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::sleep;
 use weft_api::names;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 const POLL: Duration = Duration::from_millis(500);
 /// Pods get 30 s to end by default.
@@ -57,6 +57,7 @@ pub async fn run(settings: Cleanup) -> anyhow::Result<()> {
             TrafficPolicy::crd_name(),
             PeerAuthentication::crd_name(),
             AuthorizationPolicy::crd_name(),
+            RequestAuthentication::crd_name(),
         ] {
             delete(&api, name).await?;
         }

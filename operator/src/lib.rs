@@ -8,6 +8,7 @@ pub mod checks;
 pub mod cleanup;
 pub mod compile;
 pub mod index;
+pub mod keys;
 pub mod leader;
 pub mod metrics;
 pub mod run;

@@ -73,6 +73,22 @@ pub struct Took {
     pub step: Step,
 }
 
+/// How fetching an issuer's keys went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Fetch {
+    /// There were keys.
+    Fetched,
+    /// There were none, or nobody answered.
+    Failed,
+}
+
+/// Label of fetches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Fetched {
+    /// How it went.
+    pub result: Fetch,
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -111,6 +127,8 @@ pub struct Metrics {
     pub leaf_expiry: Gauge<i64, AtomicI64>,
     /// 1 on the leader.
     pub leader: Gauge,
+    /// Fetches of keys of issuers.
+    pub key_fetches: Family<Fetched, Counter>,
     /// Writes to the status of resources.
     pub status_writes: Counter<u64, AtomicU64>,
     /// Audit events that nobody read fast enough.
@@ -137,6 +155,7 @@ impl Default for Metrics {
             root_expiry: Gauge::default(),
             leaf_expiry: Gauge::default(),
             leader: Gauge::default(),
+            key_fetches: Family::default(),
             status_writes: Counter::default(),
             audit_dropped: Counter::default(),
             rotation_phase: Family::default(),
@@ -198,6 +217,11 @@ impl Default for Metrics {
         r.register("leader", "1 on the replica that leads", all.leader.clone());
         let dropped = "Audit events that were dropped because nobody read them fast enough";
         r.register("audit_dropped", dropped, all.audit_dropped.clone());
+        r.register(
+            "key_fetches",
+            "Fetches of the keys of issuers of tokens (jwksUri)",
+            all.key_fetches.clone(),
+        );
         r.register("status_writes", "Writes to the status of resources", all.status_writes.clone());
         all
     }

@@ -21,6 +21,7 @@ use crate::ca::serving::Serving;
 use crate::ca::{Authority, Roots, given, secret};
 use crate::checks;
 use crate::index::Index;
+use crate::keys;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::serve::fleet::Fleet;
@@ -107,6 +108,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut server =
         tokio::spawn(serve::run(Arc::clone(&shared), Arc::new(ApiServer(writer.clone())), listener));
 
+    let fetcher = keys::fetch::Fetcher::new();
+    tasks.spawn(keys::keep(Arc::clone(&shared.store), Arc::clone(&shared.metrics), fetcher));
     tasks.spawn(checks::keep(Arc::clone(&shared), settings.clone()));
     let leader = Leader {
         client: client.clone(),

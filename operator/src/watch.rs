@@ -16,8 +16,11 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
-use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicySpec,
+};
 
 use crate::index::policy::Resource;
 use crate::index::{Change, Entry, Key, Namespace, Node, Pod, Service, Slice};
@@ -28,7 +31,7 @@ use crate::store::Store;
 const PAGE: u32 = 250;
 /// A connection that died silently is noticed after this, in seconds.
 const WATCH_TIMEOUT: u32 = 120;
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 
 /// How many kinds have not been listed yet.
 #[derive(Clone, Debug)]
@@ -78,6 +81,9 @@ pub fn start(
     let authorizations = ApiResource::erase::<AuthorizationPolicy>(&());
     let api = Api::<DynamicObject>::all_with(c(), &authorizations);
     tasks.spawn(feed("authorizationpolicies").run(api, Resource::<AuthorizationPolicySpec>::read));
+    let requests = ApiResource::erase::<RequestAuthentication>(&());
+    let api = Api::<DynamicObject>::all_with(c(), &requests);
+    tasks.spawn(feed("requestauthentications").run(api, Resource::<RequestAuthenticationSpec>::read));
 }
 
 /// Between attempts of a watch: doubled each time up to five seconds, so that an API server that comes back is noticed soon.

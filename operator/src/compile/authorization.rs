@@ -6,6 +6,7 @@ use weft_api::v1::{
 };
 use weft_crds::AuthorizationPolicySpec;
 use weft_crds::authorization_policy as crd;
+use weft_crds::validate;
 
 use super::cluster::source;
 use crate::index::policy::InForce;
@@ -13,6 +14,8 @@ use crate::index::{Index, Pod, selects};
 
 /// What a proxy has to understand of it, see `Authorization.level`.
 const LEVEL: u32 = 1;
+/// The same, where something looks at tokens.
+const LEVEL_OF_TOKENS: u32 = 2;
 
 /// The policies of a pod; `None`: there are none.
 pub fn authorization(index: &Index, pod: &Pod, sources: &mut Vec<Source>) -> Option<v1::Authorization> {
@@ -27,8 +30,16 @@ pub fn authorization(index: &Index, pod: &Pod, sources: &mut Vec<Source>) -> Opt
     }
     all.sort_by(|a, b| a.key.cmp(&b.key));
     sources.extend(all.iter().map(|policy| source("AuthorizationPolicy", policy)));
+    // An older proxy shall refuse only what it does not understand.
+    let rules = all.iter().flat_map(|policy| &policy.spec.rules);
+    let level = if rules.into_iter().any(of_token) { LEVEL_OF_TOKENS } else { LEVEL };
     let policies: Vec<_> = all.into_iter().map(policy).collect();
-    (!policies.is_empty()).then_some(v1::Authorization { policies, level: LEVEL })
+    (!policies.is_empty()).then_some(v1::Authorization { policies, level })
+}
+
+fn of_token(rule: &crd::Rule) -> bool {
+    rule.from.iter().any(|source| !source.request_principals.is_empty())
+        || rule.when.iter().any(|condition| condition.claim.is_some())
 }
 
 fn in_force<'a>(
@@ -65,11 +76,17 @@ fn rule(position: usize, given: &crd::Rule) -> v1::AuthorizationRule {
                 identities: from.identities.clone(),
                 namespaces: from.namespaces.clone(),
                 ip_blocks: from.ip_blocks.clone(),
+                principals: from.request_principals.iter().filter_map(|text| principal(text)).collect(),
             })
             .collect(),
         to: given.to.iter().map(target).collect(),
         when: given.when.iter().map(condition).collect(),
     }
+}
+
+fn principal(text: &str) -> Option<v1::TokenPrincipal> {
+    let (issuer, subject) = validate::principal(text)?;
+    Some(v1::TokenPrincipal { issuer: issuer.map(str::to_owned), subject: subject.map(str::to_owned) })
 }
 
 fn target(given: &crd::Target) -> v1::AuthorizationTarget {
@@ -94,11 +111,22 @@ fn target(given: &crd::Target) -> v1::AuthorizationTarget {
 }
 
 fn condition(given: &crd::Condition) -> v1::AuthorizationCondition {
+    if let Some(claim) = &given.claim {
+        use v1::claim_match::Value;
+        let value = given.exact.clone().map(Value::Exact);
+        let value = value
+            .or_else(|| given.prefix.clone().map(Value::Prefix))
+            .or_else(|| given.regex.clone().map(Value::Regex))
+            .or_else(|| given.present.map(Value::Present));
+        let claim = validate::claim_path(claim).unwrap_or_default();
+        return v1::AuthorizationCondition { of: Some(Of::Claim(v1::ClaimMatch { claim, value })) };
+    }
     let exact = given.exact.clone().map(Value::Exact);
     let value = exact
         .or_else(|| given.prefix.clone().map(Value::Prefix))
         .or_else(|| given.regex.clone().map(Value::Regex))
         .or_else(|| given.present.map(Value::Present));
-    let header = v1::HeaderMatch { name: given.header.to_ascii_lowercase(), value };
+    let header =
+        v1::HeaderMatch { name: given.header.as_deref().unwrap_or_default().to_ascii_lowercase(), value };
     v1::AuthorizationCondition { of: Some(Of::Header(header)) }
 }

@@ -17,6 +17,7 @@ mod route;
 mod service;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod workload;
 
 pub use address::{Target, address, target, wire};

@@ -7,6 +7,7 @@ use weft_api::v1::{self, MtlsMode, Protocol, Source};
 use super::authentication::authentication;
 use super::authorization::authorization;
 use super::service::tidy;
+use super::tokens::tokens;
 use super::{limits, protocol};
 use crate::index::{Index, Pod, ProbeKind, Service, ServicePort};
 
@@ -45,6 +46,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
     port_protocol.extend(by_service.into_iter().map(|(port, protocol)| (port, i32::from(protocol))));
 
     let authorization = authorization(index, pod, &mut sources);
+    let tokens = tokens(index, pod, &mut sources);
     let (zone, region) = index.place_of(pod);
     v1::Workload {
         namespace: pod.key.namespace.clone(),
@@ -62,6 +64,7 @@ pub fn workload(index: &Index, pod: &Pod) -> v1::Workload {
         zone: zone.to_owned(),
         region: region.to_owned(),
         authorization,
+        tokens,
     }
 }
 

@@ -6,7 +6,11 @@ use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::peer_authentication::Selector;
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicySpec,
+};
 
 use super::policy::{Resource, Spec, Tracked};
 use super::space::Space;
@@ -327,19 +331,50 @@ impl Entry for Resource<AuthorizationPolicySpec> {
             tracked.now.spec.ok().into_iter().chain(good)
         });
         let specs: Vec<Arc<AuthorizationPolicySpec>> = specs.collect();
-        // Only the pods that are asked enforce it: nothing changes for those who call them.
-        let everywhere = key.namespace == index.own_namespace && specs.iter().any(|s| s.selector.is_none());
-        let spaces = index.spaces.iter().filter(|(name, _)| everywhere || **name == key.namespace);
+        let selectors: Vec<_> = specs.iter().map(|spec| spec.selector.as_ref()).collect();
+        dirty.pods.extend(index.selected(&key.namespace, &selectors));
+    }
+}
+
+impl Entry for Resource<RequestAuthenticationSpec> {
+    fn key(&self) -> Key {
+        self.key.clone()
+    }
+    fn keys(index: &Index) -> Vec<Key> {
+        keys(index, |s| s.request_authentications.keys())
+    }
+    fn put(index: &mut Index, key: &Key, entry: Option<Self>, dirty: &mut Dirty) {
+        let space = index.spaces.entry(key.namespace.clone()).or_default();
+        let before = space.request_authentications.get(&key.name).cloned();
+        if !put_resource(&mut space.request_authentications, key, entry, dirty) {
+            return;
+        }
+        // Of two that are in conflict, the one that does not change may come into force, or go out of it.
+        let specs = space.request_authentications.values().chain(&before).flat_map(|tracked| {
+            let good = tracked.good.as_ref().map(|good| &good.spec);
+            tracked.now.spec.as_ref().ok().into_iter().chain(good)
+        });
+        let specs: Vec<Arc<RequestAuthenticationSpec>> = specs.cloned().collect();
+        let selectors: Vec<_> = specs.iter().map(|spec| spec.selector.as_ref()).collect();
+        dirty.pods.extend(index.selected(&key.namespace, &selectors));
+    }
+}
+
+impl Index {
+    /// Pods that resources of a namespace select. Only those are asked and enforce it: nothing changes for those who call them.
+    pub(super) fn selected(&self, namespace: &str, selectors: &[Option<&Selector>]) -> Vec<Key> {
+        let everywhere = namespace == self.own_namespace && selectors.iter().any(Option::is_none);
+        let spaces = self.spaces.iter().filter(|(name, _)| everywhere || **name == namespace);
         let chosen = |pod: &Pod| {
-            specs.iter().any(|spec| match &spec.selector {
+            selectors.iter().any(|selector| match selector {
                 Some(selector) => {
-                    pod.key.namespace == key.namespace && selects(&selector.match_labels, &pod.labels)
+                    pod.key.namespace == namespace && selects(&selector.match_labels, &pod.labels)
                 }
                 None => true,
             })
         };
         let pods = spaces.flat_map(|(_, space)| space.pods.values());
-        dirty.pods.extend(pods.filter(|pod| pod.mesh && chosen(pod)).map(|pod| pod.key.clone()));
+        pods.filter(|pod| pod.mesh && chosen(pod)).map(|pod| pod.key.clone()).collect()
     }
 }
 

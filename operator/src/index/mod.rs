@@ -6,6 +6,7 @@ mod dirty;
 mod entry;
 mod few;
 mod key;
+mod key_set;
 mod node;
 mod outbound;
 mod pod;
@@ -27,6 +28,7 @@ pub use dirty::Dirty;
 pub use entry::{Change, Entry};
 pub use few::Few;
 pub use key::{BadServiceId, Key, ServiceId};
+pub use key_set::{KeySet, KeySets, KeySource};
 pub use node::Node;
 pub use outbound::OutboundPolicy;
 pub use pod::{Namespace, Pod, Probe, ProbeKind, selects};
@@ -35,7 +37,7 @@ pub use space::Space;
 
 /// Everything that is known.
 pub struct Index {
-    /// Whose PeerAuthentications and AuthorizationPolicies without selector govern the whole mesh.
+    /// Whose PeerAuthentications, RequestAuthentications and AuthorizationPolicies without selector govern the whole mesh.
     pub own_namespace: String,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
@@ -45,6 +47,8 @@ pub struct Index {
     pub namespaces: BTreeMap<String, Namespace>,
     nodes: BTreeMap<String, Node>,
     spaces: HashMap<String, Space>,
+    /// Keys of issuers that were fetched.
+    pub key_sets: KeySets,
     by_service_ip: HashMap<IpAddr, Few<Key>>,
     /// Services that have an endpoint at the address, and in how many slices.
     by_endpoint_ip: HashMap<IpAddr, Few<Key>>,
@@ -67,6 +71,7 @@ impl Index {
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
             spaces: HashMap::new(),
+            key_sets: KeySets::default(),
             by_service_ip: HashMap::new(),
             by_endpoint_ip: HashMap::new(),
             by_pod_ip: HashMap::new(),
@@ -102,7 +107,7 @@ impl Index {
     fn finish(&mut self, dirty: &mut Dirty) {
         for namespace in std::mem::take(&mut dirty.unsettled) {
             let Some(space) = self.spaces.get_mut(&namespace) else { continue };
-            let before = settle::settle(space);
+            let before = settle::settle(space, &self.key_sets);
             dirty.compare(&namespace, &before, &space.settled);
             if space.is_empty() {
                 self.spaces.remove(&namespace);
@@ -148,6 +153,7 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.namespaces.is_empty()
             && self.spaces.is_empty()
+            && self.key_sets.is_empty()
             && self.by_service_ip.is_empty()
             && self.by_endpoint_ip.is_empty()
             && self.by_pod_ip.is_empty()
@@ -246,7 +252,7 @@ impl Index {
 
     /// How many of each kind are held.
     #[must_use]
-    pub fn sizes(&self) -> [(&'static str, usize); 9] {
+    pub fn sizes(&self) -> [(&'static str, usize); 10] {
         let sum = |f: fn(&Space) -> usize| self.spaces.values().map(f).sum();
         [
             ("namespaces", self.namespaces.len()),
@@ -258,6 +264,7 @@ impl Index {
             ("trafficpolicies", sum(|s| s.policies.len())),
             ("peerauthentications", sum(|s| s.peer_authentications.len())),
             ("authorizationpolicies", sum(|s| s.authorization_policies.len())),
+            ("requestauthentications", sum(|s| s.request_authentications.len())),
         ]
     }
 }

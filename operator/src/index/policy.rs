@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_crds::{
     AuthorizationPolicy, AuthorizationPolicySpec, MeshService, MeshServiceSpec, PeerAuthentication,
-    PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec, validate,
+    PeerAuthenticationSpec, RequestAuthentication, RequestAuthenticationSpec, TrafficPolicy,
+    TrafficPolicySpec, validate,
 };
 
 use super::Key;
@@ -86,6 +87,17 @@ impl Spec for AuthorizationPolicySpec {
     const KIND: &'static str = "AuthorizationPolicy";
     fn check(&self) -> Result<(), String> {
         sentence(&validate::authorization_policy(&AuthorizationPolicy::new("", self.clone())))
+    }
+}
+
+impl Spec for RequestAuthenticationSpec {
+    const KIND: &'static str = "RequestAuthentication";
+    fn check(&self) -> Result<(), String> {
+        let mut seen = std::collections::HashSet::new();
+        if let Some(twice) = self.issuers.iter().find(|issuer| !seen.insert(&issuer.issuer)) {
+            return Err(format!("issuer {} is named twice: say all of it in one entry", twice.issuer));
+        }
+        sentence(&validate::request_authentication(&RequestAuthentication::new("", self.clone())))
     }
 }
 

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use weft_crds::mesh_service::Target;
 use weft_crds::traffic_policy::{Destination, Rule, TargetKind, TargetRef};
 use weft_crds::{
-    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicy, TrafficPolicySpec,
-    validate,
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicy, TrafficPolicySpec, validate,
 };
 
+use super::key_set::KeySets;
 use super::policy::{InForce, Resource, Spec, Tracked};
 use super::space::{Governing, Labels, Refusal, Settled, Space, Verdict};
 
 /// Replaces `space.settled`, and notes what is good now. Returns what was settled before.
-pub fn settle(space: &mut Space) -> Settled {
+pub fn settle(space: &mut Space, key_sets: &KeySets) -> Settled {
     let before = std::mem::take(&mut space.settled);
     let mut settled = Settled::default();
 
@@ -26,6 +27,7 @@ pub fn settle(space: &mut Space) -> Settled {
     }
     authenticate(&mut space.peer_authentications, &mut settled);
     authorize(&mut space.authorization_policies, &mut settled);
+    trust(&mut space.request_authentications, key_sets, &mut settled);
     govern(space, &mut settled);
     remember(space, &before, &mut settled);
 
@@ -138,6 +140,49 @@ fn authorize(resources: &mut BTreeMap<String, Tracked<AuthorizationPolicySpec>>,
         let in_force = tracked.good.as_ref().map(|good| good.generation);
         let verdict = Verdict { refused: invalid(tracked), in_force, ..Verdict::default() };
         settled.authorization_policies.insert(name.clone(), verdict);
+    }
+}
+
+/// Of two that say something of one issuer for exactly the same workloads the older counts.
+fn trust(
+    resources: &mut BTreeMap<String, Tracked<RequestAuthenticationSpec>>,
+    key_sets: &KeySets,
+    settled: &mut Settled,
+) {
+    let mut claims: Vec<(InForce<RequestAuthenticationSpec>, String)> = Vec::new();
+    for name in by_age(resources) {
+        let Some(tracked) = resources.get_mut(&name) else { continue };
+        if let Some(now) = tracked.now.in_force() {
+            tracked.good = Some(now);
+        }
+        let mut verdict = Verdict { refused: invalid(tracked), ..Verdict::default() };
+        if let Some(good) = &tracked.good {
+            let shared = claims
+                .iter()
+                .filter(|(older, _)| older.spec.selector == good.spec.selector)
+                .find_map(|(older, by)| {
+                    let issuer = good
+                        .spec
+                        .issuers
+                        .iter()
+                        .find(|a| older.spec.issuers.iter().any(|b| a.issuer == b.issuer))?;
+                    Some((by, &issuer.issuer))
+                });
+            match shared {
+                Some((older, issuer)) => {
+                    verdict.refused.get_or_insert(Refusal::Conflicted(format!(
+                        "RequestAuthentication {older} is older and says what is taken of {issuer} for the same workloads already; say it in one of the two"
+                    )));
+                }
+                None => {
+                    verdict.in_force = Some(good.generation);
+                    verdict.missing =
+                        good.spec.issuers.iter().filter_map(|issuer| key_sets.missing(issuer)).collect();
+                    claims.push((good.clone(), name.clone()));
+                }
+            }
+        }
+        settled.request_authentications.insert(name, verdict);
     }
 }
 

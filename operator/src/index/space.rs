@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicySpec,
+};
 
 use super::policy::{InForce, Tracked};
 use super::{Few, Pod, Service, Slice};
@@ -33,6 +36,8 @@ pub struct Space {
     pub peer_authentications: BTreeMap<String, Tracked<PeerAuthenticationSpec>>,
     /// AuthorizationPolicies.
     pub authorization_policies: BTreeMap<String, Tracked<AuthorizationPolicySpec>>,
+    /// RequestAuthentications.
+    pub request_authentications: BTreeMap<String, Tracked<RequestAuthenticationSpec>>,
     /// What the policies come to.
     pub settled: Settled,
     /// Pods that are in the mesh or ask to be: the namespace needs the trust bundle.
@@ -60,6 +65,8 @@ pub struct Settled {
     pub peer_authentications: BTreeMap<String, Verdict>,
     /// What to say of each AuthorizationPolicy.
     pub authorization_policies: BTreeMap<String, Verdict>,
+    /// What to say of each RequestAuthentication.
+    pub request_authentications: BTreeMap<String, Verdict>,
 }
 
 /// A policy in force for one port of a Service, or for all.
@@ -102,6 +109,7 @@ impl Space {
             && self.policies.is_empty()
             && self.peer_authentications.is_empty()
             && self.authorization_policies.is_empty()
+            && self.request_authentications.is_empty()
     }
 
     /// Nothing is in it that [`super::settle`] would look at.
@@ -111,6 +119,7 @@ impl Space {
             && self.policies.is_empty()
             && self.peer_authentications.is_empty()
             && self.authorization_policies.is_empty()
+            && self.request_authentications.is_empty()
     }
 
     /// The slices of a Service, by name.

@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicySpec,
+};
 
 use super::policy::Resource;
 use super::{Change, Dirty, Entry, Index, Key, Namespace, Node, Pod, Service, Slice};
@@ -20,6 +23,7 @@ pub enum Object {
     Policy(Resource<TrafficPolicySpec>),
     Authentication(Resource<PeerAuthenticationSpec>),
     Authorization(Resource<AuthorizationPolicySpec>),
+    Requests(Resource<RequestAuthenticationSpec>),
 }
 
 impl Object {
@@ -34,6 +38,7 @@ impl Object {
             Self::Policy(o) => index.apply(Change::Apply(o)),
             Self::Authentication(o) => index.apply(Change::Apply(o)),
             Self::Authorization(o) => index.apply(Change::Apply(o)),
+            Self::Requests(o) => index.apply(Change::Apply(o)),
         }
     }
 
@@ -51,6 +56,7 @@ impl Object {
             Self::Policy(o) => gone(index, o),
             Self::Authentication(o) => gone(index, o),
             Self::Authorization(o) => gone(index, o),
+            Self::Requests(o) => gone(index, o),
         }
     }
 }
@@ -198,6 +204,10 @@ pub fn authentication(key: &str, created: i64, spec: Value) -> Object {
 
 pub fn authorization(key: &str, generation: i64, spec: Value) -> Object {
     Object::Authorization(resource(key, generation, 1, spec))
+}
+
+pub fn requests(key: &str, created: i64, spec: Value) -> Object {
+    Object::Requests(resource(key, 1, created, spec))
 }
 
 fn resource<S: super::policy::Spec>(key: &str, generation: i64, created: i64, spec: Value) -> Resource<S> {

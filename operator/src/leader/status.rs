@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, TrafficPolicy};
+use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 use super::Leader;
 use super::changes::Changes;
@@ -98,6 +98,7 @@ impl Writer {
             MeshServiceKind::KIND => ApiResource::erase::<MeshService>(&()),
             PolicyKind::KIND => ApiResource::erase::<TrafficPolicy>(&()),
             AuthorizationKind::KIND => ApiResource::erase::<AuthorizationPolicy>(&()),
+            RequestKind::KIND => ApiResource::erase::<RequestAuthentication>(&()),
             _ => ApiResource::erase::<PeerAuthentication>(&()),
         };
         let client = self.leader.writer.clone();
@@ -121,6 +122,7 @@ type MeshServiceKind = weft_crds::MeshServiceSpec;
 type PolicyKind = weft_crds::TrafficPolicySpec;
 type AuthenticationKind = weft_crds::PeerAuthenticationSpec;
 type AuthorizationKind = weft_crds::AuthorizationPolicySpec;
+type RequestKind = weft_crds::RequestAuthenticationSpec;
 
 fn same_but_times(a: &Value, b: &Value) -> bool {
     let strip = |status: &Value| {
@@ -150,6 +152,10 @@ fn plan(index: &Index, applied: &AppliedBy, ejected: &EjectedBy, now: &str) -> V
         }
         for (name, tracked) in &space.authorization_policies {
             let verdict = settled.authorization_policies.get(name);
+            writes.extend(one(tracked, verdict, applied, Map::new(), now));
+        }
+        for (name, tracked) in &space.request_authentications {
+            let verdict = settled.request_authentications.get(name);
             writes.extend(one(tracked, verdict, applied, Map::new(), now));
         }
         debug_assert!(!namespace.is_empty());
@@ -221,6 +227,7 @@ fn refusals(index: &Index) -> BTreeMap<(&'static str, Key), Refusal> {
             (PolicyKind::KIND, &settled.policies),
             (AuthenticationKind::KIND, &settled.peer_authentications),
             (AuthorizationKind::KIND, &settled.authorization_policies),
+            (RequestKind::KIND, &settled.request_authentications),
         ];
         for (kind, verdicts) in kinds {
             for (name, verdict) in verdicts {
@@ -249,6 +256,7 @@ async fn tell_refusals(
                 AuthorizationKind::KIND => {
                     space.authorization_policies.get(&key.name).map(|t| t.now.uid.clone())
                 }
+                RequestKind::KIND => space.request_authentications.get(&key.name).map(|t| t.now.uid.clone()),
                 _ => space.peer_authentications.get(&key.name).map(|t| t.now.uid.clone()),
             }
         });

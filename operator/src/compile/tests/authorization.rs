@@ -84,6 +84,7 @@ fn every_field_is_told_to_the_proxy() {
         identities: vec!["*/sa/front".into()],
         namespaces: vec!["shop".into()],
         ip_blocks: vec!["10.0.0.0/8".into()],
+        principals: Vec::new(),
     };
     assert_eq!((rule.name.as_str(), &rule.from), ("admins", &vec![source]));
     let paths = |n: usize| rule.to[n].paths.iter().map(|p| p.path.clone().unwrap()).collect::<Vec<_>>();
@@ -101,6 +102,7 @@ fn every_field_is_told_to_the_proxy() {
         .iter()
         .map(|condition| match condition.of.clone().unwrap() {
             Of::Header(header) => (header.name, header.value.unwrap()),
+            Of::Claim(claim) => panic!("{claim:?}"),
         })
         .collect();
     let given = [
@@ -111,4 +113,46 @@ fn every_field_is_told_to_the_proxy() {
     ];
     assert_eq!(headers, given.map(|(name, value)| (name.to_owned(), value)));
     assert_eq!(policy.rules[1], v1::AuthorizationRule { name: "1".into(), ..Default::default() });
+}
+
+#[test]
+fn what_looks_at_tokens_needs_a_proxy_that_knows_them_and_nothing_else_does() {
+    let rule = json!({ "from": [{ "requestPrincipals": ["https://a.example/alice", "https://a.example/*", "*/bob", "*"] }],
+        "when": [{ "claim": "realm.roles", "exact": "admin" }, { "claim": "https://a\\.example/x", "prefix": "y" },
+                 { "claim": "n", "regex": "[0-9]" }, { "claim": "z", "present": false }] });
+    let mut index = index_of(shop());
+    authorization("shop/plain", 1, json!({ "action": "Allow", "rules": [{}] })).apply(&mut index);
+    assert_eq!(of(&index, "shop/back-1").authorization.unwrap().level, 1);
+    authorization("shop/admins", 1, json!({ "action": "Allow", "rules": [rule] })).apply(&mut index);
+    let all = of(&index, "shop/back-1").authorization.unwrap();
+    assert_eq!(all.level, 2);
+    let rule = &all.policies[0].rules[0];
+    let principal = |issuer: Option<&str>, subject: Option<&str>| v1::TokenPrincipal {
+        issuer: issuer.map(str::to_owned),
+        subject: subject.map(str::to_owned),
+    };
+    let one = Some("https://a.example");
+    let wanted = [
+        principal(one, Some("alice")),
+        principal(one, None),
+        principal(None, Some("bob")),
+        principal(None, None),
+    ];
+    assert_eq!(rule.from[0].principals, wanted);
+    let claims: Vec<_> = rule
+        .when
+        .iter()
+        .map(|condition| match condition.of.clone().unwrap() {
+            Of::Claim(claim) => (claim.claim.join("|"), claim.value.unwrap()),
+            Of::Header(header) => panic!("{header:?}"),
+        })
+        .collect();
+    use v1::claim_match::Value;
+    let given = [
+        ("realm|roles", Value::Exact("admin".into())),
+        ("https://a.example/x", Value::Prefix("y".into())),
+        ("n", Value::Regex("[0-9]".into())),
+        ("z", Value::Present(false)),
+    ];
+    assert_eq!(claims, given.map(|(name, value)| (name.to_owned(), value)));
 }

@@ -12,6 +12,7 @@ mod order;
 mod outbound;
 mod policies;
 mod services;
+mod tokens;
 mod workloads;
 
 use std::net::SocketAddr;

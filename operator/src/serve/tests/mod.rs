@@ -129,6 +129,7 @@ impl Operator {
             Object::Policy(o) => store.apply(Change::Apply(o)),
             Object::Authentication(o) => store.apply(Change::Apply(o)),
             Object::Authorization(o) => store.apply(Change::Apply(o)),
+            Object::Requests(o) => store.apply(Change::Apply(o)),
         }
     }
 
