@@ -22,6 +22,8 @@ use weft_proxy::store::SnapshotStore;
 
 #[path = "micro/authorization.rs"]
 mod authorization;
+#[path = "micro/tokens.rs"]
+mod tokens;
 
 /// Says how much each step takes from the heap, too.
 #[global_allocator]

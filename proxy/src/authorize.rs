@@ -13,9 +13,10 @@ use weft_api::{Identity, Reason, v1};
 use crate::error::Error;
 use crate::path;
 use crate::route::{HeaderMatch, host};
+use crate::token::claims::{ClaimMatch, Claims};
 use address::Block;
 use bits::Bits;
-use index::{Sources, Targets};
+use index::{Sources, Targets, Wanted};
 use segments::PathRule;
 
 pub mod address;
@@ -73,7 +74,25 @@ pub struct Rule {
     /// Any of them; none: everything.
     pub to: Vec<Target>,
     /// All of them.
-    pub when: Vec<HeaderMatch>,
+    pub when: Vec<Condition>,
+}
+
+/// On a request.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// On a header, as the caller writes it.
+    Header(HeaderMatch),
+    /// On a claim of its token, as the issuer signed it.
+    Claim(ClaimMatch),
+}
+
+/// Whoever has a token, as far as it is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Principal {
+    /// The whole `iss`.
+    pub issuer: Option<String>,
+    /// The whole `sub`.
+    pub subject: Option<String>,
 }
 
 /// Any of each list that is not empty, and of every such list.
@@ -85,6 +104,8 @@ pub struct Source {
     pub namespaces: Vec<String>,
     /// Of the other end of the connection.
     pub blocks: Vec<Block>,
+    /// Of the request's token.
+    pub principals: Vec<Principal>,
 }
 
 /// In the same way. All but ports are of HTTP.
@@ -201,7 +222,7 @@ pub struct Authorization {
     /// As the operator said it.
     message: v1::Authorization,
     /// In the order in which they count.
-    rules: Vec<(Arc<Named>, Vec<HeaderMatch>)>,
+    rules: Vec<(Arc<Named>, Vec<Condition>)>,
     sources: Sources,
     targets: Targets,
     /// The rule of each target.
@@ -255,33 +276,33 @@ impl Authorization {
                 policies.iter().filter(|policy| class(policy) == this).partition(|policy| policy.audit);
             for policy in first.into_iter().chain(second) {
                 for rule in &policy.rules {
-                    let number = u32::try_from(rules.len()).unwrap_or(u32::MAX);
-                    let named = Named {
+                    let named = Arc::new(Named {
                         policy: Arc::clone(&policy.name),
                         rule: Arc::clone(&rule.name),
                         action: policy.action,
                         audit: policy.audit || policy.action == Action::Audit,
-                    };
-                    rules.push((Arc::new(named), rule.when.clone()));
-                    from.extend(or_any(&rule.from).map(|source| (number, source)));
-                    to.extend(or_any(&rule.to).map(|target| (number, target)));
+                    });
+                    for part in parts(rule) {
+                        let number = u32::try_from(rules.len()).unwrap_or(u32::MAX);
+                        rules.push((Arc::clone(&named), rule.when.clone()));
+                        from.extend(part.from.into_iter().map(|source| (number, source)));
+                        to.extend(or_any(&rule.to).map(|target| (number, target, part.principals.clone())));
+                    }
                 }
             }
             *end = to.len();
         }
         let audited = |policy: &&Policy| policy.audit && !policy.dry_run && policy.action != Action::Audit;
-        let looks = |(number, target): &(u32, Target)| {
-            target.of_http() || !rules.get(*number as usize).is_none_or(|(_, when)| when.is_empty())
-        };
         let mut targets = Vec::with_capacity(to.len());
-        for (number, target) in &to {
+        for (number, target, principals) in &to {
             let when = rules.get(*number as usize).map_or(&[][..], |(_, when)| when);
-            targets.push((target, when));
+            targets.push(Wanted { target, when, principals });
         }
+        let looks = |w: &Wanted<'_>| w.target.of_http() || !w.when.is_empty() || !w.principals.is_empty();
         Self {
-            of_http: Bits::of(to.iter().map(looks)),
-            of_paths: Bits::of(to.iter().map(|(_, target)| !target.paths.is_empty())),
-            rule_of: to.iter().map(|(number, _)| *number).collect(),
+            of_http: Bits::of(targets.iter().map(looks)),
+            of_paths: Bits::of(to.iter().map(|(_, target, _)| !target.paths.is_empty())),
+            rule_of: to.iter().map(|(number, ..)| *number).collect(),
             sources: Sources::new(own, &from),
             targets: Targets::new(&targets),
             rules,
@@ -330,7 +351,7 @@ impl Authorization {
     }
 
     /// Whether the conditions of its rule hold, each judged by `fits`.
-    fn holds(&self, target: usize, fits: impl Fn(&HeaderMatch) -> bool) -> bool {
+    fn holds(&self, target: usize, fits: impl Fn(&Condition) -> bool) -> bool {
         let rule = self.rule_of.get(target).and_then(|rule| self.rules.get(*rule as usize));
         rule.is_some_and(|(_, when)| when.iter().all(fits))
     }
@@ -386,6 +407,36 @@ impl Authorization {
     }
 }
 
+/// A rule, for callers who are known when they connect, or for one entry of `from` that looks at the token of each request.
+struct Part {
+    from: Vec<Source>,
+    principals: Vec<Principal>,
+}
+
+/// Together they are the rule: what of an entry of `from` is of the request becomes a condition on what is asked for.
+fn parts(rule: &Rule) -> Vec<Part> {
+    let (of_token, known): (Vec<&Source>, Vec<&Source>) =
+        rule.from.iter().partition(|source| !source.principals.is_empty());
+    let known: Vec<Source> = known.into_iter().cloned().collect();
+    let mut all = Vec::with_capacity(of_token.len() + 1);
+    if of_token.is_empty() || !known.is_empty() {
+        all.push(Part { from: or_any(&known).collect(), principals: Vec::new() });
+    }
+    let part = |source: &Source| {
+        let from = Source { principals: Vec::new(), ..source.clone() };
+        Part { from: vec![from], principals: source.principals.clone() }
+    };
+    all.extend(of_token.into_iter().map(part));
+    all
+}
+
+/// How many entries of sources and targets a rule comes to.
+#[must_use]
+pub fn weight(rule: &Rule) -> usize {
+    let of_token = rule.from.iter().filter(|source| !source.principals.is_empty()).count();
+    rule.from.len().max(1) + (of_token + 1) * rule.to.len().max(1)
+}
+
 /// The names of those that allow something, a few; `None`: there are none.
 fn allowing(policies: &[Policy], which: impl Fn(&Policy) -> bool) -> Option<Arc<str>> {
     const NAMED: usize = 4;
@@ -420,8 +471,10 @@ pub struct Asked<'a> {
     pub method: &'a Method,
     /// As sent.
     pub uri: &'a Uri,
-    /// As sent.
+    /// As sent, but for those that only the proxy sets.
     pub headers: &'a HeaderMap,
+    /// Of its token, if it bears a good one.
+    pub claims: Option<&'a Claims>,
 }
 
 /// What is to be done with a request.
@@ -477,8 +530,18 @@ impl Admitted {
         let host = host::of_request(asked.uri, asked.headers);
         own.targets.fitting(&self.targets, asked, host, path, |fitting| {
             // Of a header that is there several times, nobody knows which value the application reads.
-            let deny = |target| own.holds(target, |wanted| wanted.fits(asked.headers));
-            let allow = |target| own.holds(target, |wanted| wanted.fits_each(asked.headers));
+            let deny = |target| {
+                own.holds(target, |wanted| match wanted {
+                    Condition::Header(header) => header.fits(asked.headers),
+                    Condition::Claim(claim) => claim.fits(asked.claims),
+                })
+            };
+            let allow = |target| {
+                own.holds(target, |wanted| match wanted {
+                    Condition::Header(header) => header.fits_each(asked.headers),
+                    Condition::Claim(claim) => claim.fits(asked.claims),
+                })
+            };
             own.judge(fitting, deny, allow)
         })
     }

@@ -58,6 +58,8 @@ impl Error {
             | Reason::ClientTimeout
             | Reason::CorsRefused
             | Reason::PolicyDenied
+            | Reason::TokenInvalid
+            | Reason::TokenExpired
             | Reason::GrpcDeadline => Side::Client,
             Reason::ConnectTimeout
             | Reason::ConnectFailed

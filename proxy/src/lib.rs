@@ -64,4 +64,5 @@ mod tcp;
 pub(crate) mod testing;
 mod through;
 pub mod tls;
+pub mod token;
 mod worker;

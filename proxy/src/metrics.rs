@@ -86,6 +86,7 @@ pub struct Metrics {
     tasks: Gauge,
     policy_decisions: Family<PolicyLabels, Counter>,
     decisions: Series<PolicyKey, PolicyLabels, Counter>,
+    tokens: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 /// What became of the wish to retry.
@@ -254,6 +255,7 @@ impl Metrics {
                 "Requests and opaque connections that policies of the own workload refused, would refuse in dry run, or noted",
             ),
             decisions: Series::default(),
+            tokens: registered(&mut r, "tokens", "Requests that bore a token (JWT), by what was found of it"),
             registry: Registry::default(),
         };
         let by_direction = [Direction::Inbound, Direction::Outbound];
@@ -288,6 +290,9 @@ impl Metrics {
         series.request_bytes.inc_by(record.request_bytes);
         series.response_bytes.inc_by(record.response_bytes);
         self.judged(record.authorization.as_deref());
+        if let Some(token) = &record.token {
+            self.tokens.get_or_create(&[("result", token.as_str())]).inc();
+        }
         self.breaker(&record.service, record.reason);
     }
 

@@ -9,6 +9,7 @@ use http::{HeaderValue, Method, Uri};
 use weft_api::{Identity, Reason};
 
 use crate::authorize::Verdict;
+use crate::token::Seen;
 
 /// Which way a connection goes, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +114,8 @@ pub struct RequestRecord {
     pub action: &'static str,
     /// What the policies of the own workload say of it, where that is worth a word.
     pub authorization: Option<Box<Verdict>>,
+    /// The token that it bore, where somebody looks.
+    pub token: Option<Seen>,
 }
 
 /// One opaque connection, when it has ended.

@@ -326,7 +326,7 @@ pub(crate) fn text_of(value: &HeaderValue) -> Cow<'_, str> {
 
 impl ValueMatch {
     /// Whether a value that is there fits.
-    fn fits(&self, value: &str) -> bool {
+    pub(crate) fn fits(&self, value: &str) -> bool {
         match self {
             Self::Exact(whole) => value == whole,
             Self::Prefix(prefix) => value.starts_with(prefix),

@@ -30,6 +30,7 @@ use crate::outlier::{Admission, Cause, Ejecting, Health, OutlierConfig};
 use crate::retry::Budget;
 use crate::route::Route;
 use crate::route::precedence::Ranked;
+use crate::token::Tokens;
 
 mod apply;
 mod parse;
@@ -115,6 +116,8 @@ pub struct Workload {
     pub limits: Option<Arc<Limits>>,
     /// Who may ask it for what. `None`: whoever `mtls` lets in.
     pub authorization: Option<Arc<Authorization>>,
+    /// Which tokens requests may bear. `None`: nobody looks at them.
+    pub tokens: Option<Arc<Tokens>>,
     /// Connections to what is neither of the cluster nor registered are refused.
     pub registered_only: bool,
     /// The zone of its node, empty when unknown.

@@ -28,6 +28,7 @@ use crate::proxy::{Leaving, Proxy};
 use crate::record::Direction;
 use crate::shed::{Shed, Want, is_out_of_files};
 use crate::snapshot::{Cluster, Endpoint};
+use crate::token::memory::Memory;
 use crate::{inbound, memory, outbound};
 
 /// How often connections that are not needed any more are looked for.
@@ -54,6 +55,8 @@ pub struct Worker {
     cut_off: Cell<bool>,
     /// Copies of requests that are under way.
     pub(crate) mirrored: Cell<u32>,
+    /// Tokens that were good a moment ago.
+    pub(crate) tokens: RefCell<Memory>,
     rng: RefCell<SmallRng>,
     tasks: TaskTracker,
 }
@@ -68,6 +71,7 @@ impl Worker {
             shed: Shed::default(),
             cut_off: Cell::new(false),
             mirrored: Cell::new(0),
+            tokens: RefCell::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
             tasks: TaskTracker::new(),
         })

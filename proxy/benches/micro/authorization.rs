@@ -82,7 +82,7 @@ fn request(bencher: Bencher<'_, '_>, update: &v1::ToProxy, path: &str, allowed: 
     let caller: Identity = CALLER.parse().unwrap();
     let admitted = applied(update).admit(Some(&caller), [10, 0, 0, 1].into(), 8080);
     let (uri, headers) = (path.parse().unwrap(), head(20));
-    let asked = Asked { method: &Method::GET, uri: &uri, headers: &headers };
+    let asked = Asked { method: &Method::GET, uri: &uri, headers: &headers, claims: None };
     assert_eq!(admitted.request(&asked).verdict.refused.is_none(), allowed);
     bencher.bench(|| admitted.request(black_box(&asked)));
 }

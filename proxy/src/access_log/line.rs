@@ -10,6 +10,7 @@ use weft_api::{Identity, Reason};
 
 use crate::authorize::{Refusal, Verdict};
 use crate::record::{Party, RequestRecord, TcpRecord};
+use crate::token::Seen;
 
 /// Longest text of a client in a line, in bytes.
 const LONGEST: usize = 2048;
@@ -46,6 +47,8 @@ struct Request<'a> {
     action: &'static str,
     #[serde(flatten)]
     policies: Policies<'a>,
+    #[serde(flatten)]
+    token: Token<'a>,
     client: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
@@ -94,6 +97,15 @@ struct Policies<'a> {
     audit: Option<String>,
 }
 
+/// What a good token says of whose it is. Never the token itself.
+#[derive(Default, Serialize)]
+struct Token<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_issuer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_subject: Option<&'a str>,
+}
+
 #[derive(Serialize)]
 struct Ends<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -138,6 +150,7 @@ pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord
             route: &record.route,
             action: record.action,
             policies: policies(record.authorization.as_deref()),
+            token: token(record.token.as_ref()),
             client: record.client,
             endpoint: record.upstream,
         },
@@ -202,6 +215,14 @@ fn policies(verdict: Option<&Verdict>) -> Policies<'_> {
         policy_rule: by.map(|by| &*by.rule),
         dry_run: verdict.dry_run.as_ref().map(ToString::to_string),
         audit: (!verdict.audited.is_empty()).then(|| audited.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn token(seen: Option<&Seen>) -> Token<'_> {
+    let Some(good) = seen.and_then(Seen::good) else { return Token::default() };
+    Token {
+        token_issuer: Some(clipped(&good.claims.issuer)),
+        token_subject: good.claims.subject.as_deref().map(clipped),
     }
 }
 

@@ -121,6 +121,7 @@ fn view_workload(workload: &Workload) -> Value {
         "sources": sources(&workload.sources),
         "registered_only": workload.registered_only,
         "authorization": workload.authorization.as_deref().map(|policies| policies.message()),
+        "tokens": workload.tokens.as_deref().map(|tokens| tokens.message()),
         "zone": &*workload.zone,
         "region": &*workload.region,
     })

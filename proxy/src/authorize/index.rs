@@ -13,9 +13,10 @@ use weft_api::Identity;
 use super::address::Block;
 use super::bits::{Bits, Members};
 use super::segments::Tree;
-use super::{Asked, Source, Target};
+use super::{Asked, Condition, Principal, Source, Target};
 use crate::route::host::HostMatch;
 use crate::route::{HeaderMatch, ValueMatch, text_of};
+use crate::token::claims::{ClaimMatch, Claims};
 
 /// One respect: who has no condition in it, and who asks for which value.
 #[derive(Debug)]
@@ -127,12 +128,14 @@ struct Values {
 }
 
 impl Values {
-    fn new<'a>(of: impl ExactSizeIterator<Item = &'a [HeaderMatch]>) -> Self {
+    fn new<'a>(of: impl ExactSizeIterator<Item = &'a [Condition]>) -> Self {
         let room = of.len();
         let (mut free, mut by) = (Bits::none(room), HashMap::<HeaderName, HashMap<String, Members>>::new());
         for (number, when) in of.enumerate() {
-            let whole = when.iter().find_map(|wanted| match &wanted.value {
-                ValueMatch::Exact(value) => Some((&wanted.name, value)),
+            let whole = when.iter().find_map(|wanted| match wanted {
+                Condition::Header(HeaderMatch { name, value: ValueMatch::Exact(value) }) => {
+                    Some((name, value))
+                }
                 _ => None,
             });
             match whole {
@@ -165,11 +168,124 @@ impl Values {
     }
 }
 
+/// Whose token is asked for.
+#[derive(Debug, Default)]
+struct Principals {
+    free: Bits,
+    /// Whoever has one.
+    any: Members,
+    of_subject: HashMap<String, Members>,
+    of_issuer: HashMap<String, Subjects>,
+}
+
+/// Of one issuer.
+#[derive(Debug, Default)]
+struct Subjects {
+    any: Members,
+    by: HashMap<String, Members>,
+}
+
+impl Principals {
+    /// `None`: nobody asks.
+    fn new<'a>(of: impl ExactSizeIterator<Item = &'a [Principal]>) -> Option<Self> {
+        let room = of.len();
+        let mut all = Self { free: Bits::none(room), ..Self::default() };
+        let mut asked = false;
+        for (number, principals) in of.enumerate() {
+            if principals.is_empty() {
+                all.free.set(number);
+            }
+            for principal in principals {
+                asked = true;
+                let members = match (&principal.issuer, &principal.subject) {
+                    (None, None) => &mut all.any,
+                    (None, Some(subject)) => all.of_subject.entry(subject.clone()).or_default(),
+                    (Some(issuer), None) => &mut all.of_issuer.entry(issuer.clone()).or_default().any,
+                    (Some(issuer), Some(subject)) => {
+                        let subjects = all.of_issuer.entry(issuer.clone()).or_default();
+                        subjects.by.entry(subject.clone()).or_default()
+                    }
+                };
+                members.push(number, room);
+            }
+        }
+        asked.then_some(all)
+    }
+
+    fn add(&self, claims: &Claims, into: &mut Bits) {
+        self.any.put_into(into);
+        let issuer = self.of_issuer.get(&claims.issuer);
+        if let Some(issuer) = issuer {
+            issuer.any.put_into(into);
+        }
+        let Some(subject) = &claims.subject else { return };
+        let exactly = issuer.and_then(|issuer| issuer.by.get(subject));
+        for members in self.of_subject.get(subject).into_iter().chain(exactly) {
+            members.put_into(into);
+        }
+    }
+}
+
+/// Of the claims that a rule asks for, the first whose whole value it gives: the others are looked at one by one.
+#[derive(Debug)]
+struct ClaimValues {
+    free: Bits,
+    by: Vec<(Vec<String>, HashMap<String, Members>)>,
+}
+
+impl ClaimValues {
+    /// `None`: nobody asks.
+    fn new<'a>(of: impl ExactSizeIterator<Item = &'a [Condition]>) -> Option<Self> {
+        let room = of.len();
+        let mut all = Self { free: Bits::none(room), by: Vec::new() };
+        for (number, when) in of.enumerate() {
+            let whole = when.iter().find_map(|wanted| match wanted {
+                Condition::Claim(ClaimMatch { claim, value: ValueMatch::Exact(value) }) => {
+                    Some((claim, value))
+                }
+                _ => None,
+            });
+            let Some((claim, value)) = whole else {
+                all.free.set(number);
+                continue;
+            };
+            let at = match all.by.iter().position(|(known, _)| known == claim) {
+                Some(at) => at,
+                None => {
+                    all.by.push((claim.clone(), HashMap::new()));
+                    all.by.len() - 1
+                }
+            };
+            all.by[at].1.entry(value.clone()).or_default().push(number, room);
+        }
+        (!all.by.is_empty()).then_some(all)
+    }
+
+    fn add(&self, claims: &Claims, into: &mut Bits) {
+        for (claim, values) in &self.by {
+            claims.texts(claim, |text| {
+                if let Some(members) = values.get(text) {
+                    members.put_into(into);
+                }
+            });
+        }
+    }
+}
+
+/// A target with what else its rule asks of a request.
+pub(super) struct Wanted<'a> {
+    pub(super) target: &'a Target,
+    pub(super) when: &'a [Condition],
+    pub(super) principals: &'a [Principal],
+}
+
 /// What is asked for.
 #[derive(Debug)]
 pub(super) struct Targets {
     ports: Respect<u16>,
     values: Values,
+    principals: Option<Principals>,
+    claims: Option<ClaimValues>,
     methods: Respect<Method>,
     /// Names, and with a dot in front what all names below one end with.
     hosts: Respect<String>,
@@ -184,11 +300,11 @@ thread_local! {
 }
 
 impl Targets {
-    /// Each with the conditions of its rule.
-    pub(super) fn new(all: &[(&Target, &[HeaderMatch])]) -> Self {
-        let whens = all.iter().map(|(_, when)| *when);
-        let values = Values::new(whens);
-        let all: Vec<&Target> = all.iter().map(|(target, _)| *target).collect();
+    pub(super) fn new(all: &[Wanted<'_>]) -> Self {
+        let whens = || all.iter().map(|wanted| wanted.when);
+        let (values, claims) = (Values::new(whens()), ClaimValues::new(whens()));
+        let principals = Principals::new(all.iter().map(|wanted| wanted.principals));
+        let all: Vec<&Target> = all.iter().map(|wanted| wanted.target).collect();
         let mut paths = Tree::new(all.len());
         for (number, target) in all.iter().enumerate() {
             target.paths.iter().for_each(|path| paths.insert(path, number));
@@ -198,6 +314,8 @@ impl Targets {
         };
         Self {
             values,
+            principals,
+            claims,
             ports: Respect::new(all.iter(), |target| target.ports.clone()),
             methods: Respect::new(all.iter(), |target| target.methods.clone()),
             hosts: Respect::new(all.iter(), |target| target.hosts.iter().map(host).collect()),
@@ -233,6 +351,20 @@ impl Targets {
             if !self.values.by.is_empty() {
                 these.become_like(&self.values.free);
                 self.values.add(asked.headers, these);
+                fitting.intersect(these);
+            }
+            if let Some(principals) = &self.principals {
+                these.become_like(&principals.free);
+                if let Some(claims) = asked.claims {
+                    principals.add(claims, these);
+                }
+                fitting.intersect(these);
+            }
+            if let Some(values) = &self.claims {
+                these.become_like(&values.free);
+                if let Some(claims) = asked.claims {
+                    values.add(claims, these);
+                }
                 fitting.intersect(these);
             }
             if !self.hosts.is_idle() {

@@ -28,6 +28,20 @@ struct Call {
     port: u16,
     /// Method, host, path, values of `x-user`; `None`: opaque.
     http: Option<(Method, &'static str, &'static str, &'static [&'static str])>,
+    /// What the token of a request says.
+    token: Option<&'static str>,
+}
+
+const TOKENS: [&str; 5] = [
+    r#"{"iss":"https://a","sub":"ann","exp":9,"groups":["admin","user"]}"#,
+    r#"{"iss":"https://a","sub":"b/ann","exp":9,"groups":"user"}"#,
+    r#"{"iss":"https://a/b","sub":"ann","exp":9}"#,
+    r#"{"iss":"https://b","exp":9,"groups":[]}"#,
+    r#"{"iss":"https://b","sub":"bob","exp":9,"groups":["admin"],"level":3}"#,
+];
+
+fn claims(token: Option<&str>) -> Option<Claims> {
+    token.map(|payload| Claims::read(payload.as_bytes()).unwrap())
 }
 
 /// The definition, word for word: every condition of every rule of every policy.
@@ -46,7 +60,27 @@ mod naive {
         }
     }
 
-    fn source(source: &Source, call: &Call) -> bool {
+    /// `seen`: the request, and not just the connection; `blind`: what cannot be seen of opaque bytes is taken to fit.
+    fn source(source: &Source, call: &Call, seen: bool, blind: bool) -> bool {
+        let token = claims(call.token);
+        let is = |principal: &Principal| {
+            token.as_ref().is_some_and(|claims| {
+                principal.issuer.as_ref().is_none_or(|issuer| *issuer == claims.issuer)
+                    && principal
+                        .subject
+                        .as_ref()
+                        .is_none_or(|subject| Some(subject) == claims.subject.as_ref())
+            })
+        };
+        let by_token = match call.http {
+            _ if !seen => true,
+            None => blind || source.principals.is_empty(),
+            Some(_) => any(&source.principals, is),
+        };
+        by_token && connects(source, call)
+    }
+
+    fn connects(source: &Source, call: &Call) -> bool {
         any(&source.identities, |pattern| call.caller.as_ref().is_some_and(|id| is(pattern, &id.to_string())))
             && any(&source.namespaces, |namespace| {
                 let own = call.caller.as_ref().filter(|id| id.trust_domain.as_str() == OWN);
@@ -70,13 +104,17 @@ mod naive {
         };
         let when = match &call.http {
             None => blind || rule.when.is_empty(),
-            Some((.., users)) => rule.when.iter().all(|m| when_holds(m, users, blind)),
+            Some((.., users)) => rule.when.iter().all(|m| when_holds(m, users, call.token, blind)),
         };
-        any(&rule.from, |s| source(s, call)) && any(&rule.to, target) && when
+        any(&rule.from, |s| source(s, call, true, blind)) && any(&rule.to, target) && when
     }
 
     /// What is refused by any value is allowed by all of them only.
-    fn when_holds(wanted: &HeaderMatch, users: &[&str], any: bool) -> bool {
+    fn when_holds(wanted: &Condition, users: &[&str], token: Option<&str>, any: bool) -> bool {
+        let wanted = match wanted {
+            Condition::Header(wanted) => wanted,
+            Condition::Claim(wanted) => return wanted.fits(claims(token).as_ref()),
+        };
         match &wanted.value {
             ValueMatch::Present(present) => *present != users.is_empty(),
             ValueMatch::Exact(text) if any => users.iter().any(|user| user == text),
@@ -87,7 +125,7 @@ mod naive {
 
     fn looks_at_paths(policies: &[&Policy], call: &Call) -> bool {
         let could = |rule: &Rule| {
-            any(&rule.from, |s| source(s, call))
+            any(&rule.from, |s| source(s, call, false, true))
                 && rule.to.iter().any(|to| !to.paths.is_empty() && any(&to.ports, |p| *p == call.port))
         };
         policies.iter().filter(|p| p.action != Action::Audit).flat_map(|p| &p.rules).any(could)
@@ -144,9 +182,9 @@ fn authorization(policies: &[Policy]) -> Arc<Authorization> {
 fn ask(authorization: &Arc<Authorization>, call: &Call) -> Verdict {
     let admitted = authorization.admit(call.caller.as_ref(), call.client, call.port);
     let Some((method, host, path, users)) = &call.http else { return admitted.opaque() };
-    let (uri, mut headers) = (path.parse().unwrap(), headers(users));
+    let (uri, mut headers, claims) = (path.parse().unwrap(), headers(users), claims(call.token));
     headers.insert("host", HeaderValue::from_static(host));
-    admitted.request(&Asked { method, uri: &uri, headers: &headers }).verdict
+    admitted.request(&Asked { method, uri: &uri, headers: &headers, claims: claims.as_ref() }).verdict
 }
 
 fn some<T: Clone + std::fmt::Debug + 'static>(of: Vec<T>) -> impl Strategy<Value = Vec<T>> {
@@ -161,8 +199,21 @@ fn source() -> impl Strategy<Value = Source> {
             .map(str::to_owned),
     );
     let blocks = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "::/0"].map(|text| text.parse().unwrap()).to_vec();
-    (some(patterns), some(vec!["shop".to_owned(), "bank".to_owned()]), some(blocks))
-        .prop_map(|(identities, namespaces, blocks)| Source { identities, namespaces, blocks })
+    let principal = |issuer: Option<&str>, subject: Option<&str>| Principal {
+        issuer: issuer.map(str::to_owned),
+        subject: subject.map(str::to_owned),
+    };
+    let principals = vec![
+        principal(None, None),
+        principal(Some("https://a"), None),
+        principal(Some("https://a"), Some("ann")),
+        principal(Some("https://a/b"), Some("ann")),
+        principal(None, Some("bob")),
+    ];
+    let principals = prop_oneof![2 => Just(Vec::new()), 1 => subsequence(principals, 1..=2)];
+    (some(patterns), some(vec!["shop".to_owned(), "bank".to_owned()]), some(blocks), principals).prop_map(
+        |(identities, namespaces, blocks, principals)| Source { identities, namespaces, blocks, principals },
+    )
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -184,13 +235,23 @@ fn target() -> impl Strategy<Value = Target> {
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
-    let user = |value| HeaderMatch { name: http::HeaderName::from_static("x-user"), value };
+    let user =
+        |value| Condition::Header(HeaderMatch { name: http::HeaderName::from_static("x-user"), value });
+    let claim = |name: &str, value| Condition::Claim(ClaimMatch { claim: vec![name.to_owned()], value });
     let when = vec![
         vec![user(ValueMatch::Exact("ann".into()))],
         vec![user(ValueMatch::Exact("bob".into()))],
         vec![user(ValueMatch::Present(true)), user(ValueMatch::Exact("bob".into()))],
         vec![user(ValueMatch::Exact("ann".into())), user(ValueMatch::Exact("bob".into()))],
         vec![user(ValueMatch::Present(false))],
+        vec![claim("groups", ValueMatch::Exact("admin".into()))],
+        vec![
+            claim("groups", ValueMatch::Exact("user".into())),
+            claim("sub", ValueMatch::Exact("ann".into())),
+        ],
+        vec![claim("level", ValueMatch::Exact("3".into())), user(ValueMatch::Exact("bob".into()))],
+        vec![claim("groups", ValueMatch::Present(false))],
+        vec![claim("sub", ValueMatch::Prefix("a".into()))],
     ];
     (
         prop::collection::vec(source(), 0..3),
@@ -231,8 +292,9 @@ fn call() -> impl Strategy<Value = Call> {
         client.prop_map(|a| a.parse().unwrap()),
         select(vec![80u16, 90]),
         prop::option::weighted(0.8, http),
+        prop::option::weighted(0.6, select(TOKENS.to_vec())),
     )
-        .prop_map(|(caller, client, port, http)| Call { caller, client, port, http })
+        .prop_map(|(caller, client, port, http, token)| Call { caller, client, port, http, token })
 }
 
 proptest! {
@@ -293,6 +355,7 @@ fn get(path: &'static str) -> Call {
         client: [10, 1, 2, 3].into(),
         port: 80,
         http: Some((Method::GET, "back", path, &[])),
+        token: None,
     }
 }
 
@@ -323,7 +386,7 @@ fn what_an_application_could_read_as_another_path_is_sent_on_resolved() {
     let blind = authorization(&[one(Action::Allow, vec![Rule::default()])]);
     for (path, sent) in [("/a/b", None), ("/%61", None), ("/a//b", Some("/a/b")), ("/a/../b", Some("/b"))] {
         let uri = path.parse().unwrap();
-        let asked = Asked { method: &Method::GET, uri: &uri, headers: &HeaderMap::new() };
+        let asked = Asked { method: &Method::GET, uri: &uri, headers: &HeaderMap::new(), claims: None };
         let at = |authorization: &Arc<Authorization>| authorization.admit(None, [10, 0, 0, 1].into(), 80);
         assert_eq!(at(&looks).request(&asked).path.as_deref(), sent, "{path}");
         assert_eq!(at(&blind).request(&asked).path, None, "{path}");
@@ -379,8 +442,12 @@ fn cost(policies: &[Policy]) -> Duration {
         const TIMES: u32 = 2_000;
         let begin = Instant::now();
         for n in 0..TIMES {
-            let asked =
-                Asked { method: &Method::GET, uri: &uris[n as usize % uris.len()], headers: &headers };
+            let asked = Asked {
+                method: &Method::GET,
+                uri: &uris[n as usize % uris.len()],
+                headers: &headers,
+                claims: None,
+            };
             std::hint::black_box(admitted.request(std::hint::black_box(&asked)));
         }
         begin.elapsed() / TIMES

@@ -311,6 +311,7 @@ fn blank(direction: Direction, client: SocketAddr) -> RequestRecord {
         upstream: None,
         action: "",
         authorization: None,
+        token: None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! One request to the own application, from another proxy (mTLS) or from outside of the mesh. Says who the caller has
-//! proved to be, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and
+//! proved to be, looks at its token, asks the policies, counts it under the limits of its port, and passes it on. It balances nothing and
 //! retries nothing but what provably did not happen.
 
 use std::cell::{Cell, RefCell};
@@ -31,6 +31,8 @@ use crate::record::{Direction, Party};
 use crate::retry::MAX_BODY;
 use crate::route;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
+use crate::token::claims::Claims;
+use crate::token::{self, Flaw, Seen, Tokens, Verified};
 use crate::worker::Worker;
 
 /// Who is at the other end of a connection to the own pod.
@@ -102,8 +104,17 @@ impl Handler for Inbound {
                 };
             }
         }
+        if let Some(tokens) = workload.as_deref().and_then(|own| own.tokens.as_ref())
+            && let Some(flaw) = self.look_at_token(tokens, &mut request, &mut exchange)
+        {
+            if wire == Wire::Http1 {
+                self.let_finish(request.into_body());
+            }
+            return exchange.refuse(&flaw.error());
+        }
         if let Some(policies) = workload.as_deref().and_then(|own| own.authorization.as_ref()) {
-            let verdict = self.ask(policies, &mut request);
+            let claims = exchange.record.token.as_ref().and_then(Seen::good).map(|token| &token.claims);
+            let verdict = self.ask(policies, &mut request, claims);
             let by_probe = matches!(self.peer, Peer::Outside)
                 && workload
                     .as_deref()
@@ -141,7 +152,7 @@ impl Handler for Inbound {
         }
         let upgrade = headers::wanted_upgrade(&request).map(|protocol| Upgrade {
             protocol,
-            recheck: self.recheck(&request),
+            recheck: self.recheck(&request, exchange.record.token.as_ref().and_then(Seen::good)),
             client: hyper::upgrade::on(&mut request),
         });
         let (head, body) = request.into_parts();
@@ -213,9 +224,14 @@ impl Inbound {
 
     /// What the policies say of a request. One whose path an application might read differently from them goes on with the
     /// path that was judged.
-    fn ask(&self, policies: &Arc<Authorization>, request: &mut Request<Incoming>) -> authorize::Verdict {
-        let asked =
-            authorize::Asked { method: request.method(), uri: request.uri(), headers: request.headers() };
+    fn ask(
+        &self,
+        policies: &Arc<Authorization>,
+        request: &mut Request<Incoming>,
+        claims: Option<&Claims>,
+    ) -> authorize::Verdict {
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let asked = authorize::Asked { method, uri, headers, claims };
         let authorize::Judged { verdict, path } = self.admitted(policies).request(&asked);
         if let Some(path) = path
             && let Some(uri) = with_path(request.uri(), path)
@@ -230,8 +246,30 @@ impl Inbound {
         self.worker.proxy.decided(&exchange.record);
     }
 
-    fn recheck(&self, request: &Request<Incoming>) -> Recheck {
-        Recheck::new(&self.worker, &self.peer, self.client.ip(), self.original.port(), request)
+    /// Looks for a token, and says who it proves the request to be of. `Some`: it is not good.
+    fn look_at_token(
+        &self,
+        tokens: &Arc<Tokens>,
+        request: &mut Request<Incoming>,
+        exchange: &mut Exchange,
+    ) -> Option<Flaw> {
+        let mut uri = std::mem::take(request.uri_mut());
+        let mut memory = self.worker.tokens.borrow_mut();
+        let now = token::now();
+        // A log is no place for what proves who somebody is.
+        let redact = |clean| exchange.record.uri = clean;
+        let seen = tokens.of_request(request.headers_mut(), &mut uri, now, &mut memory, redact);
+        *request.uri_mut() = uri;
+        exchange.record.token = seen;
+        match exchange.record.token {
+            Some(Seen::Bad(flaw)) => Some(flaw),
+            _ => None,
+        }
+    }
+
+    fn recheck(&self, request: &Request<Incoming>, token: Option<&Arc<Verified>>) -> Recheck {
+        let token = token.map(Arc::clone);
+        Recheck::new(&self.worker, &self.peer, self.client.ip(), self.original.port(), request, token)
     }
 
     /// Looked up once for as long as the policies are the same.
@@ -304,7 +342,8 @@ impl Inbound {
         wire: Wire,
         upgrade: Option<Upgrade>,
     ) -> Response<Served> {
-        let template = self.template(request, body.clone(), wire, upgrade.as_ref());
+        let token = exchange.record.token.as_ref().and_then(Seen::good);
+        let template = self.template(request, body.clone(), wire, upgrade.as_ref(), token);
         exchange.body = body;
         let to = Destination::App(self.original);
         match client::send(&self.worker, &to, &template, &|_| false).await {
@@ -332,6 +371,7 @@ impl Inbound {
         body: Source,
         wire: Wire,
         upgrade: Option<&Upgrade>,
+        token: Option<&Arc<Verified>>,
     ) -> Template {
         let version = request.version();
         let (mut head, ()) = request.into_parts();
@@ -341,6 +381,10 @@ impl Inbound {
             Peer::Outside => None,
         };
         headers::state_identity(&mut head.headers, identity);
+        if let Some(token) = token {
+            // Again: a client that lists them in its `Connection` has had them removed.
+            token.state(&mut head.headers);
+        }
         if let Some(upgrade) = upgrade {
             headers::restore_upgrade(&mut head.headers, upgrade.protocol.clone());
         }

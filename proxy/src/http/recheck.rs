@@ -12,6 +12,7 @@ use super::inbound::Peer;
 use crate::authorize::Asked;
 use crate::snapshot::{MtlsMode, Workload};
 use crate::tcp::End;
+use crate::token::Verified;
 use crate::worker::Worker;
 
 /// What was asked for, and by whom.
@@ -24,6 +25,8 @@ pub(super) struct Recheck {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    /// As it was good when the request came.
+    token: Option<Arc<Verified>>,
 }
 
 impl Recheck {
@@ -33,6 +36,7 @@ impl Recheck {
         client: IpAddr,
         port: u16,
         request: &Request<B>,
+        token: Option<Arc<Verified>>,
     ) -> Self {
         let caller = match peer {
             Peer::Mesh { party, .. } => party.identity.clone(),
@@ -46,6 +50,7 @@ impl Recheck {
             method: request.method().clone(),
             uri: request.uri().clone(),
             headers: request.headers().clone(),
+            token,
         }
     }
 
@@ -71,7 +76,8 @@ impl Recheck {
             return Some(End { error: Reason::MtlsRequired.into(), authorization: None });
         }
         let policies = workload?.authorization.as_ref()?;
-        let asked = Asked { method: &self.method, uri: &self.uri, headers: &self.headers };
+        let claims = self.token.as_ref().map(|token| &token.claims);
+        let asked = Asked { method: &self.method, uri: &self.uri, headers: &self.headers, claims };
         let admitted = policies.admit(self.caller.as_deref(), self.client, self.port);
         let verdict = admitted.request(&asked).verdict;
         let error = verdict.refused.as_ref()?.error();

@@ -2,7 +2,7 @@
 //! client the same as a status in a trailers-only response. It never passes anything of an upstream on.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE};
+use http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use weft_api::{Reason, names};
 
@@ -20,6 +20,8 @@ pub const fn grpc_status(reason: Reason) -> u16 {
         Reason::RequestTimeout | Reason::PerTryTimeout | Reason::IdleTimeout | Reason::GrpcDeadline => 4,
         // PERMISSION_DENIED
         Reason::MtlsRequired | Reason::ClientCertificate | Reason::CorsRefused | Reason::PolicyDenied => 7,
+        // UNAUTHENTICATED
+        Reason::TokenInvalid | Reason::TokenExpired => 16,
         // RESOURCE_EXHAUSTED
         Reason::RateLimited => 8,
         // INTERNAL
@@ -46,6 +48,10 @@ pub fn http_reply(reason: Reason, status: StatusCode) -> Response<Served> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
+    if matches!(reason, Reason::TokenInvalid | Reason::TokenExpired) {
+        // RFC 6750 section 3.
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
+    }
     response
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::outlier::Cause;
+use crate::token::{Flaw, Seen};
 use http::{HeaderValue, Method, Uri};
 
 pub(crate) fn record() -> RequestRecord {
@@ -34,6 +35,7 @@ pub(crate) fn record() -> RequestRecord {
         upstream: Some("10.0.0.2:8080".parse().unwrap()),
         action: "",
         authorization: None,
+        token: None,
     }
 }
 
@@ -215,6 +217,7 @@ fn the_documentation_lists_every_metric_and_no_other() {
     metrics.request(&RequestRecord {
         reason: Some(Reason::BreakerOpen),
         authorization: judged.noted(),
+        token: Some(Seen::Bad(Flaw::Signature)),
         ..record()
     });
     metrics.tcp(&opaque());

@@ -29,7 +29,8 @@ impl QueryMatch {
     }
 }
 
-fn decoded(text: &str) -> Cow<'_, [u8]> {
+/// As a server reads it.
+pub(crate) fn decoded(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|b| matches!(b, b'%' | b'+')) {
         return Cow::Borrowed(bytes);

@@ -53,6 +53,18 @@ impl Snapshot {
                                 None => Some(Arc::new(Authorization::closed())),
                             }
                         });
+                    let last = self.workload.as_ref().and_then(|own| own.tokens.as_ref());
+                    match parse::tokens(workload.tokens.as_ref(), last) {
+                        Ok(tokens) => parsed.tokens = tokens,
+                        Err(invalid) => {
+                            reject("workload", invalid);
+                            parsed.tokens = last.cloned();
+                            // Where nothing was known, a token that should be refused must not pass for a good one.
+                            if self.workload.is_none() {
+                                parsed.authorization = Some(Arc::new(Authorization::closed()));
+                            }
+                        }
+                    }
                     if self.workload.as_deref() != Some(&parsed) {
                         next.workload = Some(Arc::new(parsed));
                     }

@@ -27,9 +27,11 @@ mod balance;
 mod filters;
 mod limits;
 mod matches;
+mod tokens;
 
 pub(super) use authorization::authorization;
 pub(super) use limits::limits;
+pub(super) use tokens::tokens;
 
 /// Why a resource is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +63,7 @@ fn list<T, U>(field: &str, items: &[T], mut parse: impl FnMut(&T) -> Result<U>) 
         .collect()
 }
 
-/// Without its rate limits and policies, see [`limits`] and [`authorization`].
+/// Without its rate limits, policies and issuers of tokens, see [`limits`], [`authorization`] and [`tokens`].
 pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
     let ports = |field: &'static str, port: &u32| port_of(*port).map_err(|e| e.within(field));
     Ok(Workload {
@@ -89,6 +91,7 @@ pub(super) fn workload(message: &v1::Workload) -> Result<Workload> {
         sources: message.sources.clone(),
         limits: None,
         authorization: None,
+        tokens: None,
         registered_only: match v1::OutboundPolicy::try_from(message.outbound_policy) {
             Ok(v1::OutboundPolicy::AllowAny) => false,
             Ok(v1::OutboundPolicy::RegisteredOnly) => true,

@@ -7,13 +7,15 @@ use http::Method;
 use weft_api::{Identity, v1};
 
 use super::matches::header_match;
-use super::{Invalid, Result, list, port_of, required, unknown};
+use super::{Invalid, Result, list, port_of, regex, required, unknown};
 use crate::authorize::segments::PathRule;
-use crate::authorize::{Action, Authorization, Policy, Rule, Source, Target};
+use crate::authorize::{Action, Authorization, Condition, Policy, Principal, Rule, Source, Target, weight};
+use crate::route::ValueMatch;
 use crate::route::host::HostMatch;
+use crate::token::claims::ClaimMatch;
 
 /// What this proxy understands, see `Authorization.level`.
-const LEVEL: u32 = 1;
+const LEVEL: u32 = 2;
 /// Sources and targets of all rules together.
 const MOST: usize = 100_000;
 
@@ -38,7 +40,7 @@ fn parsed(message: &v1::Authorization, own: &Identity) -> Result<Authorization> 
     }
     let policies = list("policies", &message.policies, policy)?;
     let rules = policies.iter().flat_map(|policy| &policy.rules);
-    let parts: usize = rules.map(|rule| rule.from.len().max(1) + rule.to.len().max(1)).sum();
+    let parts: usize = rules.map(weight).sum();
     if parts > MOST {
         let problem =
             format!("have {parts} entries in `from` and `to` together; more than {MOST} are not taken");
@@ -71,7 +73,10 @@ fn rule(message: &v1::AuthorizationRule) -> Result<Rule> {
         to: list("to", &message.to, target)?,
         when: list("when", &message.when, |condition| match &condition.of {
             Some(v1::authorization_condition::Of::Header(header)) => {
-                header_match(header).map_err(|e| e.within("header"))
+                header_match(header).map(Condition::Header).map_err(|e| e.within("header"))
+            }
+            Some(v1::authorization_condition::Of::Claim(claim)) => {
+                claim_match(claim).map(Condition::Claim).map_err(|e| e.within("claim"))
             }
             None => Err(Invalid::new(
                 "of",
@@ -81,6 +86,18 @@ fn rule(message: &v1::AuthorizationRule) -> Result<Rule> {
     })
 }
 
+fn claim_match(message: &v1::ClaimMatch) -> Result<ClaimMatch> {
+    use v1::claim_match::Value;
+    let value = match &message.value {
+        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
+        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
+        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
+        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
+        None => return Err(Invalid::new("value", "is not given")),
+    };
+    Ok(ClaimMatch { claim: super::tokens::claim("claim", &message.claim)?, value })
+}
+
 fn source(message: &v1::AuthorizationSource) -> Result<Source> {
     Ok(Source {
         identities: list("identities", &message.identities, |text| {
@@ -88,6 +105,11 @@ fn source(message: &v1::AuthorizationSource) -> Result<Source> {
             Ok(text.clone())
         })?,
         namespaces: list("namespaces", &message.namespaces, |text| required("", text).map(str::to_owned))?,
+        principals: message
+            .principals
+            .iter()
+            .map(|p| Principal { issuer: p.issuer.clone(), subject: p.subject.clone() })
+            .collect(),
         blocks: list("ip_blocks", &message.ip_blocks, |text| {
             text.parse().map_err(|e: crate::authorize::address::NoBlock| Invalid::new("", e.to_string()))
         })?,
