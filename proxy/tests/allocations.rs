@@ -130,6 +130,7 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             upstream: None,
             action: "",
             authorization: None,
+            token: None,
         };
         let mut request = || {
             let route = route::route(service, &record.method, &record.uri, &headers).route;

@@ -18,6 +18,7 @@ mod health;
 mod hedging;
 mod http1;
 mod http2;
+mod issuer;
 mod limits;
 #[path = "../netns/mod.rs"]
 mod netns;
@@ -31,5 +32,6 @@ mod routing;
 mod security;
 mod tcp;
 mod timeouts;
+mod tokens;
 mod vanish;
 mod world;

@@ -12,6 +12,7 @@ use weft_proxy::record::Direction;
 
 use crate::apps;
 use crate::clients::{fetch, get, raw};
+use crate::issuer::Issuer;
 use crate::world::{Ca, Mesh, Node, SERVICE, identity, plain};
 
 /// What was seen of it: the header's word, or that of the log, or of the metric.
@@ -147,6 +148,23 @@ async fn provoke(reason: Reason) -> String {
                 own.authorization = Some(v1::Authorization { policies: vec![nobody], level: 1 });
             });
             answered(&mesh.front).await
+        }
+        Reason::TokenInvalid => {
+            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), Issuer::new("https://one.example"));
+            mesh.back.workload("back", |own| own.tokens = Some(crate::tokens::of(vec![issuer.message()])));
+            let mut request = get("/");
+            request.headers_mut().insert("authorization", "Bearer junk".parse().unwrap());
+            fetch(mesh.front.outbound, request).await.reason().to_owned()
+        }
+        Reason::TokenExpired => {
+            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), Issuer::new("https://one.example"));
+            mesh.back.workload("back", |own| own.tokens = Some(crate::tokens::of(vec![issuer.message()])));
+            let mut claims = issuer.claims("alice");
+            claims["exp"] = 1.into();
+            let mut request = get("/");
+            let bearer = format!("Bearer {}", issuer.sign("ed", claims));
+            request.headers_mut().insert("authorization", bearer.parse().unwrap());
+            fetch(mesh.front.outbound, request).await.reason().to_owned()
         }
         #[allow(unreachable_patterns, reason = "for those that are to come")]
         _ => panic!("nothing here provokes `{reason}`: add how it comes about to this test"),
