@@ -24,6 +24,7 @@ type replica struct {
 	failing      atomic.Bool  // every request gets 503
 	unready      atomic.Bool  // /healthz answers 503
 	delay        atomic.Int64 // nanoseconds added to every request
+	keys         string       // what /keys answers
 }
 
 func newReplica() *replica {
@@ -45,6 +46,7 @@ func serve(args []string) int {
 	grace := fs.Duration("grace", 10*time.Second, "then: how long requests may still run")
 	verbose := fs.Bool("log", false, "a line for each request")
 	parse(fs, args, 0)
+	keys := fs.String("keys", envOr("KEYS", ""), "what /keys answers, such as a JSON Web Key Set")
 	if *httpAddrs+*grpcAddrs+*tcpAddrs+*bannerAddrs+*tlsAddrs == "" {
 		*httpAddrs, *grpcAddrs, *tcpAddrs, *bannerAddrs, *tlsAddrs = ":8080", ":9000", ":7000", ":2525", ":8443"
 	}
@@ -69,6 +71,7 @@ func serve(args []string) int {
 		}
 	}
 
+	r.keys = *keys
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)

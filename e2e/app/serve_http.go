@@ -51,6 +51,11 @@ func (r *replica) handler(verbose bool) http.Handler {
 	mux.HandleFunc("/slow-start", r.slowStart)
 	mux.HandleFunc("/close", r.closes)
 	mux.HandleFunc("/ws", r.websocket)
+	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("content-type", "application/jwk-set+json")
+		io.WriteString(w, r.keys)
+	})
+	mux.HandleFunc("/elsewhere", func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "/keys", http.StatusFound) })
 
 	control := http.NewServeMux() // works while everything else is told to fail
 	control.HandleFunc("/toggle", r.toggle)

@@ -23,3 +23,4 @@ mod routing;
 mod services;
 mod status;
 mod strictness;
+mod tokens;
