@@ -40,13 +40,13 @@ func serve(args []string) int {
 	tcpAddrs := fs.String("tcp", envOr("TCP", ""), "TCP that echoes")
 	bannerAddrs := fs.String("banner", envOr("BANNER", ""), "TCP where the server speaks first, then echoes")
 	tlsAddrs := fs.String("tls", envOr("TLS", ""), "HTTPS with a certificate of its own")
+	keys := fs.String("keys", envOr("KEYS", ""), "what /keys answers, such as a JSON Web Key Set")
 	delayStart := fs.Duration("delay-start", 0, "open the ports only after this time")
 	idle := fs.Duration("idle-timeout", 0, "close keep-alive connections that are idle for this time")
 	drain := fs.Duration("drain", time.Second, "after SIGTERM: unready for this time before the listeners close")
 	grace := fs.Duration("grace", 10*time.Second, "then: how long requests may still run")
 	verbose := fs.Bool("log", false, "a line for each request")
 	parse(fs, args, 0)
-	keys := fs.String("keys", envOr("KEYS", ""), "what /keys answers, such as a JSON Web Key Set")
 	if *httpAddrs+*grpcAddrs+*tcpAddrs+*bannerAddrs+*tlsAddrs == "" {
 		*httpAddrs, *grpcAddrs, *tcpAddrs, *bannerAddrs, *tlsAddrs = ":8080", ":9000", ":7000", ":2525", ":8443"
 	}
