@@ -9,19 +9,73 @@ use weft_api::names;
 use weft_e2e::app::{TEST_IMAGE, pod, service_account};
 use weft_e2e::{Client, Cluster, Injection, Namespace, chart, eventually, machine, scenario};
 
-/// Where the nodes of the tests' own cluster have these folders (`e2e/cluster/node.sh`).
-const BIN: &str = "/run/cni/bin";
-const CONF: &str = "/run/cni/net.d";
+/// Where nodes keep CNI plugins and their configuration: those of the tests' own cluster (`e2e/cluster/node.sh`), others.
+const FOLDERS: [(&str, &str); 2] = [("/run/cni/bin", "/run/cni/net.d"), ("/opt/cni/bin", "/etc/cni/net.d")];
+
+/// A node, seen through the process that holds a container of a pod there.
+struct Node {
+    root: PathBuf,
+    bin: &'static str,
+    conf: &'static str,
+}
+
+impl Node {
+    fn of(pod: &Value, program: &str) -> Result<Self> {
+        let pid = machine::process(pod, program)?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?;
+        let root = PathBuf::from(format!("/proc/{}/root", parent.trim()));
+        let there = |folder: &str| root.join(folder.trim_start_matches('/')).is_dir();
+        let found = FOLDERS.into_iter().find(|(bin, conf)| there(bin) && there(conf));
+        let (bin, conf) = found.context(
+            "the node has no folders of CNI that are its own: start the cluster anew (make cluster-down)",
+        )?;
+        Ok(Self { root, bin, conf })
+    }
+
+    fn folder(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// What of the plugin is there.
+    fn traces(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for folder in [self.folder(self.bin), self.folder(self.conf)] {
+            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let text = if name.contains("conf") {
+                    std::fs::read_to_string(entry.path())?
+                } else {
+                    String::new()
+                };
+                if name.contains("weft-cni") || name.contains("weft-new") || text.contains("weft-cni") {
+                    found.push(name);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
 
 /// Weft with the plugin, and without again when this goes.
 struct Plugged(&'static Cluster);
 
 impl Plugged {
     fn install(cluster: &'static Cluster) -> Result<Self> {
+        let operators = cluster.objects(chart::NAMESPACE, "pods", "app.kubernetes.io/name=weft-operator")?;
+        let node = Node::of(operators.first().context("no operator")?, "/weft-operator")?;
         let plugged = Self(cluster);
-        let folders = [format!("--set=cni.binDir={BIN}"), format!("--set=cni.confDir={CONF}")];
+        let folders = [format!("--set=cni.binDir={}", node.bin), format!("--set=cni.confDir={}", node.conf)];
         chart::install_with(cluster, &["--set=cni.enabled=true", &folders[0], &folders[1]])?;
         cluster.rollout(chart::NAMESPACE, "daemonset/weft-cni")?;
+        // The API server may still speak to one that knows nothing of the plugin, until that has ended.
+        eventually("the old webhook has gone", Duration::from_secs(60), || {
+            let pods = cluster.objects(chart::NAMESPACE, "pods", "app.kubernetes.io/name=weft-webhook")?;
+            let going = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_null()).count();
+            ensure!(going == 0, "{going} pods are on their way out");
+            Ok(())
+        })?;
         Ok(plugged)
     }
 }
@@ -50,39 +104,13 @@ fn restrict(ns: &Namespace) -> Result<()> {
 }
 
 fn server(ns: &Namespace) -> Result<()> {
-    let mut server = restricted(pod("server", TEST_IMAGE, &["/testapp", "serve"]));
+    let mut server = restricted(pod("server", TEST_IMAGE, &["/testapp", "serve", "--http=:8080"]));
     server["spec"]["containers"][0]["readinessProbe"] =
         json!({ "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 1 });
     let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "server" },
         "spec": { "selector": { "app": "server" }, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] } });
     Client::deploy_pod(ns, "server", server)?;
     ns.apply_json(&service).map(drop)
-}
-
-/// The folders of the node that a pod runs on, seen through the process that holds its container.
-fn node_of(pod: &Value) -> Result<PathBuf> {
-    let pid = machine::process(pod, "/weft-proxy")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?;
-    Ok(PathBuf::from(format!("/proc/{}/root", parent.trim())))
-}
-
-/// What of the plugin is on a node.
-fn traces(node: &std::path::Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for folder in [BIN, CONF] {
-        let folder = node.join(folder.trim_start_matches('/'));
-        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let text =
-                if name.contains("conf") { std::fs::read_to_string(entry.path())? } else { String::new() };
-            if name.contains("weft-cni") || name.contains("weft-new") || text.contains("weft-cni") {
-                found.push(name);
-            }
-        }
-    }
-    Ok(found)
 }
 
 #[test]
@@ -108,13 +136,13 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh_and_a_pod_without_rules_n
         ensure!(seen.ends_with(&identity), "the server saw `{seen}`, so this was no mTLS");
 
         missed(ns, &injected)?;
-        let node = node_of(&injected)?;
+        let node = Node::of(&injected, "/weft-proxy")?;
         put_back(&node)?;
 
-        ensure!(traces(&node)?.len() == 2, "on the node: {:?}", traces(&node)?);
+        ensure!(node.traces()?.len() == 2, "on the node: {:?}", node.traces()?);
         drop(plugged);
         eventually("nothing of the plugin is left on the node", Duration::from_secs(60), || {
-            let left = traces(&node)?;
+            let left = node.traces()?;
             ensure!(left.is_empty(), "left: {left:?}");
             Ok(())
         })?;
@@ -162,8 +190,8 @@ fn missed(ns: &Namespace, injected: &Value) -> Result<()> {
 }
 
 /// Another one writes the network's configuration anew, as network software does when it starts.
-fn put_back(node: &std::path::Path) -> Result<()> {
-    let folder = node.join(CONF.trim_start_matches('/'));
+fn put_back(node: &Node) -> Result<()> {
+    let folder = node.folder(node.conf);
     let list = std::fs::read_dir(&folder)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())

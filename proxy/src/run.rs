@@ -35,6 +35,8 @@ use crate::tls::Tls;
 /// After `exit` everything is closed at once; a worker that still hangs is not waited for.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const LOG_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the data path listens, at the start.
+const LISTENING: Duration = Duration::from_millis(10);
 /// A connection has two ends; the rest is for the control plane, admin and probes.
 const SPARE_FILES: u64 = 512;
 
@@ -168,7 +170,14 @@ impl Parts {
             identity::run(Arc::clone(&self.settings), Arc::clone(&self.tls), Arc::clone(&self.status));
         let pod = &self.settings.pod;
         let interception = Arc::clone(&self.status.interception);
-        let intercepted = interception.run(pod.ips.clone(), Arc::clone(&self.metrics));
+        let (status, metrics, ips) = (Arc::clone(&self.status), Arc::clone(&self.metrics), pod.ips.clone());
+        let intercepted = async move {
+            // Before, a check finds nobody, rules or not.
+            while !status.listening.load(Ordering::Relaxed) {
+                sleep(LISTENING).await;
+            }
+            interception.run(ips, metrics).await;
+        };
         let checker = Checker {
             store: Arc::clone(&self.store),
             tls: Arc::clone(&self.tls),

@@ -204,11 +204,16 @@ fn without_net_admin_the_error_says_so() {
 }
 
 /// The program in the pod, with the rules or without, and nobody else there that it could ask for anything.
-struct Proxy(std::sync::Arc<std::sync::Mutex<std::process::Child>>);
+struct Proxy {
+    child: std::process::Child,
+    log: tempfile::NamedTempFile,
+}
 
 impl Proxy {
     fn start(pod: &netns::Namespace, rules: bool) -> Self {
         let (started, child) = std::sync::mpsc::channel();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let stdout = log.reopen().unwrap();
         pod.run(move || {
             if rules {
                 init::run(&Args::default()).unwrap();
@@ -225,22 +230,25 @@ impl Proxy {
                     ("WEFT_OPERATOR_NAMESPACE", "weft-system"),
                     ("WEFT_TOKEN_FILE", "/nonexistent/token"),
                 ])
-                .stdout(std::process::Stdio::null())
+                .stdout(stdout)
                 .uid(2102)
                 .gid(2102)
                 .spawn()
                 .unwrap();
             started.send(child).unwrap();
         });
-        Self(std::sync::Arc::new(std::sync::Mutex::new(child.recv().unwrap())))
+        Self { child: child.recv().unwrap(), log }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).unwrap()
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let mut child = self.0.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -292,7 +300,7 @@ fn a_proxy_whose_rules_are_missing_is_not_ready_and_says_why() {
 #[test]
 fn a_proxy_with_its_rules_finds_that_out_in_both_families_as_the_user_whom_they_exempt() {
     let Some((pod, peer)) = pod_and_peer() else { return };
-    let _proxy = Proxy::start(&pod, true);
+    let proxy = Proxy::start(&pod, true);
     peer.run(|| {
         for probe in ["10.77.0.1:15029", "[fd77::1]:15029"] {
             let ready = until(probe, "/ready", |said| {
@@ -302,6 +310,8 @@ fn a_proxy_with_its_rules_finds_that_out_in_both_families_as_the_user_whom_they_
         }
         assert!(get("10.77.0.1:15020", "/metrics").unwrap().contains("weft_interception{family=\"ipv6\"} 1"));
     });
+    let log = proxy.log();
+    assert!(log.contains("is redirected to the proxy") && !log.contains("does not come"), "{log}");
 }
 
 /// What of the proxy another pod reaches by calling it directly, and the pod's own application.
