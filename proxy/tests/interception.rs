@@ -312,6 +312,15 @@ fn a_proxy_with_its_rules_finds_that_out_in_both_families_as_the_user_whom_they_
     });
     let log = proxy.log();
     assert!(log.contains("is redirected to the proxy") && !log.contains("does not come"), "{log}");
+    // Somebody takes the rules away later: the kubelet's next probe says so.
+    pod.run(|| {
+        let done = Command::new("nft").args(["delete", "table", "inet", "weft"]).status().unwrap();
+        assert!(done.success());
+    });
+    peer.run(|| {
+        let ready = until("10.77.0.1:15029", "/ready", |said| said.contains("not redirected"));
+        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("\"interception\""), "{ready}");
+    });
 }
 
 /// What of the proxy another pod reaches by calling it directly, and the pod's own application.
