@@ -12,7 +12,6 @@ use weft_proxy::record::Direction;
 
 use crate::apps;
 use crate::clients::{fetch, get, raw};
-use crate::issuer::Issuer;
 use crate::world::{Ca, Mesh, Node, SERVICE, identity, plain};
 
 /// What was seen of it: the header's word, or that of the log, or of the metric.
@@ -150,14 +149,14 @@ async fn provoke(reason: Reason) -> String {
             answered(&mesh.front).await
         }
         Reason::TokenInvalid => {
-            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), Issuer::new("https://one.example"));
+            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), &crate::tokens::ONE);
             mesh.back.workload("back", |own| own.tokens = Some(crate::tokens::of(vec![issuer.message()])));
             let mut request = get("/");
             request.headers_mut().insert("authorization", "Bearer junk".parse().unwrap());
             fetch(mesh.front.outbound, request).await.reason().to_owned()
         }
         Reason::TokenExpired => {
-            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), Issuer::new("https://one.example"));
+            let (mesh, issuer) = (Mesh::to(apps::echo().await.0), &crate::tokens::ONE);
             mesh.back.workload("back", |own| own.tokens = Some(crate::tokens::of(vec![issuer.message()])));
             let mut claims = issuer.claims("alice");
             claims["exp"] = 1.into();
@@ -176,6 +175,8 @@ async fn every_reason_of_the_closed_list_can_be_provoked() {
     // A test has both ends of all its connections, and 1024 files by default.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most.min(8192), most).unwrap();
+    // Making its keys takes a while, in which nothing else would go on.
+    std::sync::LazyLock::force(&crate::tokens::ONE);
     // Some of them take the proxy's patience, so all at once.
     let seen =
         Reason::ALL.iter().map(|reason| async move { (*reason, tokio::spawn(provoke(*reason)).await) });

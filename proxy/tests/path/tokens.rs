@@ -15,7 +15,7 @@ use crate::clients::{Got, Http2, fetch, get, post, raw};
 use crate::issuer::{ALGORITHMS, Issuer, base64url, in_header, now};
 use crate::world::{Mesh, Node, identity};
 
-static ONE: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("https://one.example"));
+pub static ONE: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("https://one.example"));
 static OTHER: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("https://other.example"));
 
 pub fn of(issuers: Vec<v1::TokenIssuer>) -> v1::Tokens {
