@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 use weft_api::audit::{Event, Kind, Outcome, What};
-use weft_crds::{AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_crds::{
+    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
+    TrafficPolicySpec,
+};
 
 use crate::index::policy::{Spec, Tracked};
 use crate::index::space::{Refusal, Verdict};
@@ -35,6 +38,8 @@ impl Changes {
             one.kind::<PeerAuthenticationSpec>(&space.peer_authentications, &settled.peer_authentications);
             let (authorizations, verdicts) = (&space.authorization_policies, &settled.authorization_policies);
             one.kind::<AuthorizationPolicySpec>(authorizations, verdicts);
+            let (requests, verdicts) = (&space.request_authentications, &settled.request_authentications);
+            one.kind::<RequestAuthenticationSpec>(requests, verdicts);
         }
         for (kind, told) in &mut self.told {
             // Only where something is gone is it worth looking for it.
@@ -109,6 +114,7 @@ fn exists(index: &Index, kind: &str, key: &Key) -> bool {
         MeshServiceSpec::KIND => space.mesh_services.contains_key(&key.name),
         TrafficPolicySpec::KIND => space.policies.contains_key(&key.name),
         AuthorizationPolicySpec::KIND => space.authorization_policies.contains_key(&key.name),
+        RequestAuthenticationSpec::KIND => space.request_authentications.contains_key(&key.name),
         _ => space.peer_authentications.contains_key(&key.name),
     })
 }
@@ -129,8 +135,9 @@ fn event(kind: &str, key: &Key, generation: i64, outcome: Outcome, reason: &'sta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::testing::{authorization, index_of};
+    use crate::index::testing::{authentication, authorization, index_of, mesh_service, policy, requests};
     use serde_json::json;
+    use std::collections::BTreeSet;
 
     fn told(changes: &mut Changes, index: &Index) -> Vec<(String, Option<i64>, Outcome, &'static str)> {
         let all = changes.look(index).into_iter();
@@ -159,6 +166,29 @@ mod tests {
         events.sort();
         let gone = (name(), Some(2), Outcome::Removed, "");
         assert_eq!(events, [gone, ("AuthorizationPolicy b".into(), Some(1), Outcome::Accepted, "")]);
+    }
+
+    #[test]
+    fn each_kind_of_resource_is_told_of_when_it_comes_and_when_it_goes() {
+        // What is wrong about them does not matter here.
+        let all = || {
+            [
+                mesh_service("shop/a", 1, 1, json!({ "target": { "service": "back" } })),
+                policy("shop/a", 1, 1, json!({ "targetRefs": [{ "kind": "Service", "name": "back" }] })),
+                authentication("shop/a", 1, json!({})),
+                authorization("shop/a", 1, json!({ "action": "Allow" })),
+                requests("shop/a", 1, json!({ "issuers": [] })),
+            ]
+        };
+        let kinds = |events: Vec<Event>| events.into_iter().map(|e| e.what.kind).collect::<BTreeSet<_>>();
+        let mut index = index_of(all());
+        let mut changes = Changes::default();
+        let told = kinds(changes.look(&index));
+        assert_eq!(told.len(), all().len(), "{told:?}");
+        for object in all() {
+            object.delete(&mut index);
+        }
+        assert_eq!(kinds(changes.look(&index)), told);
     }
 
     #[test]
