@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub const WAITING: usize = 4096;
 /// Lines that are written together are at most about so many bytes.
 const BATCH: usize = 64 * 1024;
+/// How long the first of them waits for others. Who sends one meanwhile wakes nobody, and neither the writer nor whoever reads
+/// takes a processor from the requests for each line. Fewer than [`WAITING`] lines come in it.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Where lines go. Cheap to clone.
 pub struct Lines<E> {
@@ -42,7 +45,7 @@ impl<E: Send + 'static> Lines<E> {
         dropped: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
         let (to, from) = sync_channel(WAITING);
-        let body = move || write(out, &from, append);
+        let body = move || write(out, &from, append, || std::thread::sleep(GATHER));
         std::thread::Builder::new().name(thread.into()).stack_size(512 << 10).spawn(body)?;
         Ok(Self { to, dropped })
     }
@@ -74,9 +77,17 @@ impl<E: Send + 'static> Lines<E> {
 }
 
 /// The writer's thread; ends with the last sender, or when nobody can read any more.
-fn write<E>(mut out: impl Write, from: &Receiver<Entry<E>>, append: impl Fn(&mut Vec<u8>, &E)) {
+fn write<E>(
+    mut out: impl Write,
+    from: &Receiver<Entry<E>>,
+    append: impl Fn(&mut Vec<u8>, &E),
+    gather: impl Fn(),
+) {
     let mut batch = Vec::with_capacity(BATCH / 8);
     while let Ok(first) = from.recv() {
+        if matches!(first, Entry::Line(_)) {
+            gather();
+        }
         let mut flushed = Vec::new();
         let mut next = Some(first);
         while let Some(entry) = next.take() {
@@ -95,5 +106,55 @@ fn write<E>(mut out: impl Write, from: &Receiver<Entry<E>>, append: impl Fn(&mut
         for done in flushed {
             let _ = done.try_send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Each write, as a whole.
+    #[derive(Default)]
+    struct Writes(Vec<String>);
+
+    impl Write for &mut Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn append(batch: &mut Vec<u8>, line: &&str) {
+        batch.extend_from_slice(line.as_bytes());
+    }
+
+    #[test]
+    fn lines_that_come_soon_after_another_are_written_with_it() {
+        let (to, from) = sync_channel(8);
+        assert!(to.send(Entry::Line("first\n")).is_ok());
+        let later = Cell::new(Some(to));
+        let mut writes = Writes::default();
+        write(&mut writes, &from, append, || {
+            let to = later.take().expect("once");
+            assert!(to.send(Entry::Line("second\n")).is_ok());
+        });
+        assert_eq!(writes.0, ["first\nsecond\n"]);
+    }
+
+    #[test]
+    fn a_flush_waits_for_no_others() {
+        let (to, from) = sync_channel(8);
+        let (done, wait) = sync_channel(1);
+        assert!(to.send(Entry::Flush(done)).is_ok() && to.send(Entry::Line("first\n")).is_ok());
+        drop(to);
+        let mut writes = Writes::default();
+        write(&mut writes, &from, append, || panic!("it gathers"));
+        assert_eq!(wait.try_recv(), Ok(()));
+        assert_eq!(writes.0, ["first\n"]);
     }
 }
