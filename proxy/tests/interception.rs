@@ -214,11 +214,13 @@ impl Proxy {
         let (started, child) = std::sync::mpsc::channel();
         let log = tempfile::NamedTempFile::new().unwrap();
         let stdout = log.reopen().unwrap();
+        // Opened here: what was built can be in a folder that only root may enter.
+        let program = std::fs::File::open(env!("CARGO_BIN_EXE_weft-proxy")).unwrap();
         pod.run(move || {
             if rules {
                 init::run(&Args::default()).unwrap();
             }
-            let child = Command::new(env!("CARGO_BIN_EXE_weft-proxy"))
+            let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
                 .arg("run")
                 .env_clear()
                 .envs([
