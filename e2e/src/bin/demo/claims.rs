@@ -139,9 +139,10 @@ pub fn canary(shop: &Shop, report: &mut Report) {
             expect_share("requests to v2", counts.get("v2").copied().unwrap_or(0), 1000, 0.1)?;
             let status = shop.inside.object("trafficpolicy", "back")?["status"]["applied"].clone();
             Ok(vec![format!(
-                "1000 requests, {:.1} s after apply: {}; status: applied {status}",
+                "1000 requests, {:.1} s after apply: {}; status: applied {}",
                 applied.elapsed().as_secs_f64(),
-                listed(&counts)
+                listed(&counts),
+                status.as_str().unwrap_or("not told yet")
             )])
         })
     });
