@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+pub mod sink;
+
 /// Lines that may wait for the writer.
 pub const WAITING: usize = 4096;
 /// Lines that are written together are at most about so many bytes.

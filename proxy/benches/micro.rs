@@ -99,6 +99,18 @@ fn snapshot(services: Vec<v1::Service>) -> Snapshot {
     snapshot
 }
 
+/// The workload that is asked.
+fn back() -> v1::Workload {
+    v1::Workload {
+        namespace: "shop".into(),
+        pod: "back-0".into(),
+        name: "back".into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
+        mtls: v1::MtlsMode::Strict.into(),
+        ..Default::default()
+    }
+}
+
 fn head(count: usize) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert("host", HeaderValue::from_static("back.shop"));

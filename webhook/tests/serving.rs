@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKey
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use weft_api::audit::{Audit, Component};
+use weft_api::lines::sink::Sink;
 use weft_api::v1::identity_server::{Identity, IdentityServer};
 use weft_api::v1::{SignRequest, SignResponse};
 use weft_webhook::inject;
@@ -115,27 +116,13 @@ async fn operator(authority: Arc<Authority>, account: &str, failures: u32, life:
     port
 }
 
-/// What auditors were told.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Told {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 struct Running {
     port: u16,
     certificate: Arc<Certificate>,
     metrics: Arc<Metrics>,
     audit: Audit,
-    told: Told,
+    /// What auditors were told.
+    told: Sink,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
     _bundle: watch::Sender<Option<Arc<RootCertStore>>>,
@@ -156,7 +143,7 @@ async fn webhook(operator: u16, roots: Arc<RootCertStore>, token: &str, known: K
     };
     tokio::spawn(serving::renew(renewal, certificate.clone(), bundle, metrics.clone()));
     sender.send_replace(Some(roots));
-    let told = Told::default();
+    let told = Sink::default();
     let audit = Audit::to(Component::Webhook, told.clone(), || {});
     let (settings, stores) = (settings(), Stores::fixed(known));
     let webhook = Webhook { settings, stores, metrics: metrics.clone(), audit: audit.clone() };
@@ -198,6 +185,17 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("never: {what}");
+}
+
+/// One that has its certificate, and whose roots that is by.
+async fn certified(known: Known) -> (Running, Arc<RootCertStore>) {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let authority = Arc::new(Authority::new());
+    let roots = authority.roots();
+    let operator = operator(authority, "weft-operator", 0, hour()).await;
+    let running = webhook(operator, roots.clone(), "token-of-the-webhook", known).await;
+    until("a certificate", || running.certificate.is_valid()).await;
+    (running, roots)
 }
 
 /// One request as the API server makes it; the code and the body.
@@ -267,12 +265,7 @@ async fn a_review_over_tls_gets_a_patch_that_injects() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_review_gets_a_code_and_a_sentence() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let authority = Arc::new(Authority::new());
-    let roots = authority.roots();
-    let operator = operator(authority, "weft-operator", 0, hour()).await;
-    let running = webhook(operator, roots.clone(), "token-of-the-webhook", Known::default()).await;
-    until("a certificate", || running.certificate.is_valid()).await;
+    let (running, roots) = certified(Known::default()).await;
 
     let long = vec![b' '; 4 << 20];
     for (head, body, code, word) in [
@@ -297,10 +290,6 @@ async fn what_is_no_review_gets_a_code_and_a_sentence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resource_is_judged_beside_what_exists() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let authority = Arc::new(Authority::new());
-    let roots = authority.roots();
-    let operator = operator(authority, "weft-operator", 0, hour()).await;
     let policy = |name: &str| {
         json!({"apiVersion": "weft.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"targetRefs": [{"kind": "Service", "name": "back"}], "rules": [{"timeout": "1s"}]}})
@@ -309,8 +298,7 @@ async fn a_resource_is_judged_beside_what_exists() {
         traffic_policies: vec![Arc::new(serde_json::from_value(policy("first")).unwrap())],
         ..Known::default()
     };
-    let running = webhook(operator, roots.clone(), "token-of-the-webhook", known).await;
-    until("a certificate", || running.certificate.is_valid()).await;
+    let (running, roots) = certified(known).await;
     let (code, body) = send(
         &running,
         &roots,
@@ -364,12 +352,7 @@ async fn no_certificate_comes_from_an_impostor_or_with_a_wrong_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn auditors_are_told_of_every_admission_and_of_no_secret() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let authority = Arc::new(Authority::new());
-    let roots = authority.roots();
-    let operator = operator(authority, "weft-operator", 0, hour()).await;
-    let running = webhook(operator, roots.clone(), "token-of-the-webhook", Known::default()).await;
-    until("a certificate", || running.certificate.is_valid()).await;
+    let (running, roots) = certified(Known::default()).await;
 
     let user =
         json!({"username": "ann", "uid": "planted", "groups": ["planted"], "extra": {"token": ["planted"]}});
@@ -392,8 +375,8 @@ async fn auditors_are_told_of_every_admission_and_of_no_secret() {
     send(&running, &roots, "POST /validate", b"{\"planted\": 1}").await;
 
     running.audit.flush(Duration::from_secs(20));
-    let told = String::from_utf8(running.told.0.lock().unwrap().clone()).unwrap();
-    let events: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = running.told.text().unwrap();
+    let events = running.told.lines().unwrap();
     let who = json!({"user": "ann"});
     let brief: Vec<_> = events
         .iter()

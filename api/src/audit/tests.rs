@@ -1,49 +1,13 @@
 //! Tests of `audit`: lines in memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::lines::WAITING;
-
-/// A place to write to that can be held shut.
-#[derive(Clone, Default)]
-struct Sink(Arc<(Mutex<Held>, Condvar)>);
-
-/// What was written, and whether it is shut.
-type Held = (Vec<u8>, bool);
-
-impl Sink {
-    fn shut(&self, shut: bool) {
-        self.0.0.lock().unwrap().1 = shut;
-        self.0.1.notify_all();
-    }
-
-    fn lines(&self) -> Vec<Value> {
-        let held = self.0.0.lock().unwrap();
-        std::str::from_utf8(&held.0)
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let held = self.0.0.lock().unwrap();
-        let mut held = self.0.1.wait_while(held, |(_, shut)| *shut).unwrap();
-        held.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use crate::lines::sink::Sink;
 
 fn patiently(audit: &Audit) {
     audit.flush(Duration::from_secs(20));
@@ -76,7 +40,7 @@ fn an_event_says_who_what_when_and_with_which_result() {
         "what": {"kind": "request", "name": "back", "operation": "GET", "path": "/a", "port": 80},
         "policies": [{"policy": "shop/no", "rule": "0", "action": "deny"}],
     });
-    assert_eq!(sink.lines(), [wanted]);
+    assert_eq!(sink.lines().unwrap(), [wanted]);
 }
 
 #[test]
@@ -93,7 +57,7 @@ fn what_nobody_reads_is_dropped_and_counted_and_holds_nobody_up() {
     }
     sink.shut(false);
     patiently(&audit);
-    let written = sink.lines().len();
+    let written = sink.lines().unwrap().len();
     assert!((WAITING..all).contains(&written), "{written} written");
     assert_eq!(dropped.load(Ordering::Relaxed), (all - written) as u64);
 }

@@ -42,6 +42,14 @@ fn by_age<S: Spec>(resources: &BTreeMap<String, Tracked<S>>) -> Vec<String> {
     names.into_iter().map(|r| r.key.name.clone()).collect()
 }
 
+/// By itself, without regard to others: what makes sense counts from now on, and what does not is refused.
+fn judge<S: Spec>(tracked: &mut Tracked<S>) -> Verdict {
+    if let Some(now) = tracked.now.in_force() {
+        tracked.good = Some(now);
+    }
+    Verdict { refused: invalid(tracked), ..Verdict::default() }
+}
+
 fn invalid<S: Spec>(tracked: &Tracked<S>) -> Option<Refusal> {
     tracked.now.spec.as_ref().err().map(|why| Refusal::Invalid(why.clone()))
 }
@@ -49,10 +57,7 @@ fn invalid<S: Spec>(tracked: &Tracked<S>) -> Option<Refusal> {
 fn describe(resources: &mut BTreeMap<String, Tracked<MeshServiceSpec>>, settled: &mut Settled) {
     for name in by_age(resources) {
         let Some(tracked) = resources.get_mut(&name) else { continue };
-        if let Some(now) = tracked.now.in_force() {
-            tracked.good = Some(now);
-        }
-        let mut verdict = Verdict { refused: invalid(tracked), ..Verdict::default() };
+        let mut verdict = judge(tracked);
         if let Some(good) = &tracked.good {
             let key = good.spec.target.key(&name);
             let conflict = match settled.described.get(&*key) {
@@ -110,10 +115,7 @@ fn authenticate(resources: &mut BTreeMap<String, Tracked<PeerAuthenticationSpec>
     let mut claims: Vec<(InForce<PeerAuthenticationSpec>, String)> = Vec::new();
     for name in by_age(resources) {
         let Some(tracked) = resources.get_mut(&name) else { continue };
-        if let Some(now) = tracked.now.in_force() {
-            tracked.good = Some(now);
-        }
-        let mut verdict = Verdict { refused: invalid(tracked), ..Verdict::default() };
+        let mut verdict = judge(tracked);
         if let Some(good) = &tracked.good {
             match claims.iter().find(|(older, _)| older.spec.selector == good.spec.selector) {
                 Some((_, older)) => {
@@ -134,11 +136,8 @@ fn authenticate(resources: &mut BTreeMap<String, Tracked<PeerAuthenticationSpec>
 /// All count together, so that none is in another one's way.
 fn authorize(resources: &mut BTreeMap<String, Tracked<AuthorizationPolicySpec>>, settled: &mut Settled) {
     for (name, tracked) in resources {
-        if let Some(now) = tracked.now.in_force() {
-            tracked.good = Some(now);
-        }
-        let in_force = tracked.good.as_ref().map(|good| good.generation);
-        let verdict = Verdict { refused: invalid(tracked), in_force, ..Verdict::default() };
+        let mut verdict = judge(tracked);
+        verdict.in_force = tracked.good.as_ref().map(|good| good.generation);
         settled.authorization_policies.insert(name.clone(), verdict);
     }
 }
@@ -152,10 +151,7 @@ fn trust(
     let mut claims: Vec<(InForce<RequestAuthenticationSpec>, String)> = Vec::new();
     for name in by_age(resources) {
         let Some(tracked) = resources.get_mut(&name) else { continue };
-        if let Some(now) = tracked.now.in_force() {
-            tracked.good = Some(now);
-        }
-        let mut verdict = Verdict { refused: invalid(tracked), ..Verdict::default() };
+        let mut verdict = judge(tracked);
         if let Some(good) = &tracked.good {
             let shared = claims
                 .iter()

@@ -20,19 +20,26 @@ type Seen = (i64, &'static str);
 /// What was told of each resource, by kind.
 #[derive(Debug, Default)]
 pub struct Changes {
-    told: HashMap<&'static str, HashMap<Key, Seen>>,
-    looked: bool,
+    told: HashMap<&'static str, HashMap<Key, Told>>,
+    looks: u64,
+}
+
+#[derive(Debug)]
+struct Told {
+    seen: Seen,
+    /// The last look at which it was there.
+    look: u64,
 }
 
 impl Changes {
     /// Looks, and says what is other than at the last look. At the first one, what the stored statuses do not say yet: a leader
     /// before this one has told the rest.
     pub fn look(&mut self, index: &Index) -> Vec<Event> {
+        self.looks += 1;
         let mut events = Vec::new();
-        let mut there: HashMap<&'static str, usize> = HashMap::new();
-        for (namespace, space) in index.spaces() {
+        for (_, space) in index.spaces() {
             let settled = &space.settled;
-            let mut one = Look { changes: self, namespace, events: &mut events, there: &mut there };
+            let mut one = Look { changes: self, events: &mut events };
             one.kind::<MeshServiceSpec>(&space.mesh_services, &settled.mesh_services);
             one.kind::<TrafficPolicySpec>(&space.policies, &settled.policies);
             one.kind::<PeerAuthenticationSpec>(&space.peer_authentications, &settled.peer_authentications);
@@ -42,28 +49,21 @@ impl Changes {
             one.kind::<RequestAuthenticationSpec>(requests, verdicts);
         }
         for (kind, told) in &mut self.told {
-            // Only where something is gone is it worth looking for it.
-            if told.len() == there.get(kind).copied().unwrap_or(0) {
-                continue;
-            }
-            told.retain(|key, (generation, _)| {
-                let stays = exists(index, kind, key);
+            told.retain(|key, last| {
+                let stays = last.look == self.looks;
                 if !stays {
-                    events.push(event(kind, key, *generation, Outcome::Removed, ""));
+                    events.push(event(kind, key, last.seen.0, Outcome::Removed, ""));
                 }
                 stays
             });
         }
-        self.looked = true;
         events
     }
 }
 
 struct Look<'a> {
     changes: &'a mut Changes,
-    namespace: &'a str,
     events: &'a mut Vec<Event>,
-    there: &'a mut HashMap<&'static str, usize>,
 }
 
 impl Look<'_> {
@@ -72,23 +72,25 @@ impl Look<'_> {
         resources: &BTreeMap<String, Tracked<S>>,
         verdicts: &BTreeMap<String, Verdict>,
     ) {
-        let there = self.there.entry(S::KIND).or_default();
+        let look = self.changes.looks;
         let told = self.changes.told.entry(S::KIND).or_default();
         for (name, tracked) in resources {
+            let resource = &tracked.now;
+            let before = told.get_mut(&resource.key).map(|last| {
+                last.look = look;
+                last.seen
+            });
             let Some(verdict) = verdicts.get(name) else { continue };
-            *there += 1;
-            let (resource, word) = (&tracked.now, word(verdict));
+            let word = word(verdict);
             let seen = (resource.generation, word);
-            let before = told.get(&resource.key);
-            if before == Some(&seen) {
+            if before == Some(seen) {
                 continue;
             }
-            if before.is_some() || self.changes.looked || !says(&resource.status, seen) {
+            if before.is_some() || look > 1 || !says(&resource.status, seen) {
                 let outcome = if word.is_empty() { Outcome::Accepted } else { Outcome::Refused };
                 self.events.push(event(S::KIND, &resource.key, seen.0, outcome, word));
             }
-            debug_assert_eq!(resource.key.namespace, self.namespace);
-            told.insert(resource.key.clone(), seen);
+            told.insert(resource.key.clone(), Told { seen, look });
         }
     }
 }
@@ -107,16 +109,6 @@ fn says(status: &Value, (generation, word): Seen) -> bool {
     let accepted = conditions.iter().find(|condition| condition["type"] == "Accepted");
     status["observedGeneration"] == generation
         && accepted.is_some_and(|condition| (condition["status"] == "True") == word.is_empty())
-}
-
-fn exists(index: &Index, kind: &str, key: &Key) -> bool {
-    index.space(&key.namespace).is_some_and(|space| match kind {
-        MeshServiceSpec::KIND => space.mesh_services.contains_key(&key.name),
-        TrafficPolicySpec::KIND => space.policies.contains_key(&key.name),
-        AuthorizationPolicySpec::KIND => space.authorization_policies.contains_key(&key.name),
-        RequestAuthenticationSpec::KIND => space.request_authentications.contains_key(&key.name),
-        _ => space.peer_authentications.contains_key(&key.name),
-    })
 }
 
 fn event(kind: &str, key: &Key, generation: i64, outcome: Outcome, reason: &'static str) -> Event {

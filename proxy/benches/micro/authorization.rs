@@ -28,15 +28,7 @@ fn policies(count: u32, rule: impl Fn(u32) -> v1::AuthorizationRule) -> v1::ToPr
         }
     };
     let policies = (0..count).map(policy).collect();
-    let workload = v1::Workload {
-        namespace: "shop".into(),
-        pod: "back-0".into(),
-        name: "back".into(),
-        identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
-        mtls: v1::MtlsMode::Strict.into(),
-        authorization: Some(v1::Authorization { policies, level: 1 }),
-        ..Default::default()
-    };
+    let workload = v1::Workload { authorization: Some(v1::Authorization { policies, level: 1 }), ..back() };
     v1::ToProxy { version: 1, workload: Some(workload), ..Default::default() }
 }
 

@@ -13,15 +13,7 @@ use issuer::Issuer;
 
 fn tokens(issuer: &Issuer) -> std::sync::Arc<Tokens> {
     let tokens = v1::Tokens { issuers: vec![issuer.message()], level: 1 };
-    let workload = v1::Workload {
-        namespace: "shop".into(),
-        pod: "back-0".into(),
-        name: "back".into(),
-        identity: "spiffe://cluster.local/ns/shop/sa/back".into(),
-        mtls: v1::MtlsMode::Strict.into(),
-        tokens: Some(tokens),
-        ..Default::default()
-    };
+    let workload = v1::Workload { tokens: Some(tokens), ..back() };
     let update = v1::ToProxy { version: 1, workload: Some(workload), ..Default::default() };
     let (snapshot, rejections) = Snapshot::default().apply(&update);
     assert!(rejections.is_empty(), "{rejections:?}");

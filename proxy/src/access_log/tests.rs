@@ -3,46 +3,10 @@
 use super::*;
 use crate::metrics::tests::record;
 use http::{HeaderValue, Uri};
-use std::sync::{Condvar, Mutex};
 use weft_api::Reason;
 use weft_api::audit::timestamp;
 use weft_api::lines::WAITING;
-
-/// A place to write to that can be held shut.
-#[derive(Clone, Default)]
-struct Sink(Arc<(Mutex<Held>, Condvar)>);
-
-/// What was written, and whether it is shut.
-type Held = (Vec<u8>, bool);
-
-impl Sink {
-    fn shut(&self, shut: bool) {
-        self.0.0.lock().unwrap().1 = shut;
-        self.0.1.notify_all();
-    }
-
-    fn lines(&self) -> Vec<serde_json::Value> {
-        let held = self.0.0.lock().unwrap();
-        std::str::from_utf8(&held.0)
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let held = self.0.0.lock().unwrap();
-        let mut held = self.0.1.wait_while(held, |(_, shut)| *shut).unwrap();
-        held.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use weft_api::lines::sink::Sink;
 
 fn patiently(log: &AccessLog) {
     log.flush(Duration::from_secs(20));
@@ -54,7 +18,7 @@ fn a_request_becomes_one_line_that_says_who_what_where_and_how() {
     let log = AccessLog::to(sink.clone(), Arc::default()).unwrap();
     log.request(&RequestRecord { reason: Some(Reason::ConnectFailed), status: 503, ..record() });
     patiently(&log);
-    let lines = sink.lines();
+    let lines = sink.lines().unwrap();
     assert_eq!(lines.len(), 1);
     for (field, value) in [
         ("log", "request"),
@@ -88,7 +52,7 @@ fn an_unread_log_holds_nobody_up_and_counts_what_it_drops() {
     }
     sink.shut(false);
     patiently(&log);
-    let written = sink.lines().len();
+    let written = sink.lines().unwrap().len();
     let dropped = all - written;
     assert!((WAITING..all).contains(&written), "{written} written");
     assert!(metrics.encode().contains(&format!("weft_access_log_dropped_total {dropped}\n")));
@@ -104,7 +68,7 @@ fn texts_of_clients_are_bounded_and_always_json() {
     let host = HeaderValue::from_bytes(b"\xff\xfe\"\\x").unwrap();
     log.request(&RequestRecord { uri, host: Some(host), detail: Some("x\ny\u{1}".into()), ..record() });
     patiently(&log);
-    let line = &sink.lines()[0];
+    let line = &sink.lines().unwrap()[0];
     assert!(line["path"].as_str().unwrap().len() <= 2048);
     assert_eq!(line["detail"], "x\ny\u{1}");
 }

@@ -1,6 +1,5 @@
 //! Proxies in process, and the configuration they get.
 
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,6 +12,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_util::sync::CancellationToken;
 use weft_api::audit::{Audit, Component};
+use weft_api::lines::sink::Sink;
 use weft_api::{Identity, v1};
 use weft_proxy::access_log::AccessLog;
 use weft_proxy::checks::Checker;
@@ -91,23 +91,11 @@ pub struct Node {
 
 /// The access log.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+pub struct Log(Sink);
 
 impl Log {
     pub fn lines(&self) -> Vec<serde_json::Value> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.0.lines().unwrap()
     }
 
     /// Waits until a line fits.
@@ -152,8 +140,8 @@ impl Node {
             store: Arc::clone(&store),
             tls: Arc::clone(&tls),
             metrics: Arc::clone(&metrics),
-            access_log: AccessLog::to(log.clone(), Arc::clone(&metrics)).unwrap(),
-            audit: Audit::to(Component::Proxy, log.clone(), || {}),
+            access_log: AccessLog::to(log.0.clone(), Arc::clone(&metrics)).unwrap(),
+            audit: Audit::to(Component::Proxy, log.0.clone(), || {}),
             identity: Arc::new(identity(account)),
             pod_ips,
             max_connections: MAX_CONNECTIONS,

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::Identity;
 use weft_api::audit::{Audit, Component};
+use weft_api::lines::sink::Sink;
 
 use super::fleet::Fleet;
 use super::review::{BoundPod, ReviewError, Reviewer};
@@ -57,22 +58,8 @@ struct Operator {
     shared: Arc<Shared>,
     answers: Arc<Answers>,
     at: SocketAddr,
-    told: Told,
-}
-
-/// What auditors were told.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Told {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    /// What auditors were told.
+    told: Sink,
 }
 
 impl Operator {
@@ -87,7 +74,7 @@ impl Operator {
         let metrics = Arc::new(Metrics::default());
         let authority = Arc::new(Authority::new(root, Duration::from_secs(3600)));
         let serving = Serving::new(Arc::clone(&authority), domain, OWN).unwrap();
-        let told = Told::default();
+        let told = Sink::default();
         let shared = Arc::new(Shared {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
@@ -114,7 +101,7 @@ impl Operator {
     /// What auditors were told so far.
     fn told(&self) -> String {
         self.shared.audit.flush(Duration::from_secs(20));
-        String::from_utf8(self.told.0.lock().unwrap().clone()).unwrap()
+        self.told.text().unwrap()
     }
 
     fn apply(&self, object: Object) {

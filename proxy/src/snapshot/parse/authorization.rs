@@ -6,11 +6,10 @@ use std::sync::Arc;
 use http::Method;
 use weft_api::{Identity, v1};
 
-use super::matches::header_match;
-use super::{Invalid, Result, list, port_of, regex, required, unknown};
+use super::matches::{header_match, value_match};
+use super::{Invalid, Result, list, port_of, required, unknown};
 use crate::authorize::segments::PathRule;
 use crate::authorize::{Action, Authorization, Condition, Policy, Principal, Rule, Source, Target, weight};
-use crate::route::ValueMatch;
 use crate::route::host::HostMatch;
 use crate::token::claims::ClaimMatch;
 
@@ -87,14 +86,7 @@ fn rule(message: &v1::AuthorizationRule) -> Result<Rule> {
 }
 
 fn claim_match(message: &v1::ClaimMatch) -> Result<ClaimMatch> {
-    use v1::claim_match::Value;
-    let value = match &message.value {
-        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
-        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
-        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
-        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
-        None => return Err(Invalid::new("value", "is not given")),
-    };
+    let value = value_match!(claim_match, &message.value);
     Ok(ClaimMatch { claim: super::tokens::claim("claim", &message.claim)?, value })
 }
 

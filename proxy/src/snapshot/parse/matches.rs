@@ -7,7 +7,7 @@ use super::{Invalid, Result, identity, list, regex, required};
 use crate::path::normalised;
 use crate::route::host::HostMatch;
 use crate::route::query::QueryMatch;
-use crate::route::{HeaderMatch, PathMatch, RequestMatch, SourceMatch, ValueMatch};
+use crate::route::{HeaderMatch, PathMatch, RequestMatch, SourceMatch};
 
 /// The matches that can ever hold for requests of the own workload. `None`: there were some, and none of them can.
 pub(super) fn matches(messages: &[v1::Match], own: Option<&Identity>) -> Result<Option<Vec<RequestMatch>>> {
@@ -66,26 +66,29 @@ pub(super) fn header_name(field: &str, text: &str) -> Result<HeaderName> {
         .map_err(|_| Invalid::new(field, format!("`{text}` is not the name of a header")))
 }
 
+/// What a value is to be, of a message that has the four forms in an enum of its own.
+macro_rules! value_match {
+    ($message:ident, $value:expr) => {{
+        use weft_api::v1::$message::Value;
+        use $crate::route::ValueMatch;
+        use $crate::snapshot::parse::{Invalid, regex};
+        match $value {
+            Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
+            Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
+            Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
+            Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
+            None => return Err(Invalid::new("value", "is not given")),
+        }
+    }};
+}
+pub(super) use value_match;
+
 pub(super) fn header_match(message: &v1::HeaderMatch) -> Result<HeaderMatch> {
-    use v1::header_match::Value;
-    let value = match &message.value {
-        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
-        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
-        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
-        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
-        None => return Err(Invalid::new("value", "is not given")),
-    };
+    let value = value_match!(header_match, &message.value);
     Ok(HeaderMatch { name: header_name("name", &message.name)?, value })
 }
 
 fn query_match(message: &v1::QueryMatch) -> Result<QueryMatch> {
-    use v1::query_match::Value;
-    let value = match &message.value {
-        Some(Value::Exact(whole)) => ValueMatch::Exact(whole.clone()),
-        Some(Value::Prefix(prefix)) => ValueMatch::Prefix(prefix.clone()),
-        Some(Value::Regex(text)) => ValueMatch::Regex(regex("regex", text)?),
-        Some(Value::Present(wanted)) => ValueMatch::Present(*wanted),
-        None => return Err(Invalid::new("value", "is not given")),
-    };
+    let value = value_match!(query_match, &message.value);
     Ok(QueryMatch { name: required("name", &message.name)?.to_owned(), value })
 }
