@@ -22,7 +22,7 @@ BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subj
 	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds-each $(SECONDS_EACH))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-static images images-load cluster-up cluster-down cluster-status kind-up kind-down \
+.PHONY: help deps build build-static images images-fips test-fips images-load cluster-up cluster-down cluster-status kind-up kind-down \
 	install crds lint licenses audit sbom test test-unit suites ambiguity e2e demo demo-clean figures bench profile soak bench-control bench-micro clean
 
 help: ## Show this
@@ -40,6 +40,18 @@ build-static: ## Build the static release binaries that the images hold, and the
 images: deps build-static ## Build the images and those of the test application, as archives under the cache
 	@bash e2e/images.sh $(STATIC)
 	@bash e2e/app/image.sh
+
+# Other features, so other builds of nearly everything: kept apart.
+FIPS := --workspace --features weft-operator/fips,weft-webhook/fips,weft-proxy/fips
+
+images-fips: ## Build the images with the FIPS 140-3 module of AWS-LC (needs Go, CMake and a C compiler), named like the others
+	@bash $(CLUSTER_DIR)/install-deps.sh fips
+	CARGO_TARGET_DIR=$(CACHE)/target-fips RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) $(FIPS) $(PROGRAMS)
+	@bash e2e/images.sh $(CACHE)/target-fips/$(TARGET)/release
+
+test-fips: ## Unit tests, and those of the data path and the control plane over real sockets, with that module
+	@bash $(CLUSTER_DIR)/install-deps.sh fips
+	CARGO_TARGET_DIR=$(CACHE)/target-fips cargo test $(FIPS) --lib --test path --test serving --test control_plane
 
 images-load: ## Load the images into the cluster (into kind with KIND=name)
 	@bash $(CLUSTER_DIR)/load-images.sh $(CACHE)/images/*.tar

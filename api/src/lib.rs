@@ -3,6 +3,7 @@
 //! (`audit`). It opens no file and no socket, and depends on no Kubernetes crate.
 
 pub mod audit;
+pub mod crypto;
 pub mod lines;
 pub mod names;
 pub mod reason;

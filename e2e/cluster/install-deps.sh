@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Debian's packages that are missing; does nothing where they are all there, needs root otherwise.
-# usage: install-deps.sh [cluster|suites|bench]    with `cluster` also what a Kubernetes on this machine is made of, with `suites`
+# usage: install-deps.sh [cluster|suites|bench|fips]    with `cluster` also what a Kubernetes on this machine is made of, with `suites`
 #                                                   the servers and clients that e2e/suites runs, with `bench` Weft's peers
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -22,6 +22,9 @@ fi
 if [ "${1:-}" = bench ]; then
   wanted+=" nginx:nginx-light /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy
     /usr/lib/python3*/ensurepip:python3-venv perf:linux-perf"
+fi
+if [ "${1:-}" = fips ]; then
+  wanted+=" cmake:cmake g++:g++"
 fi
 
 missing=()

@@ -44,9 +44,10 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    // The first call wins; there is only this one.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-
+    if let Err(unfit) = weft_api::crypto::begin() {
+        tracing::error!(error = %unfit, "not started");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

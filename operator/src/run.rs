@@ -47,6 +47,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// When a part cannot start.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     settings.check().map_err(anyhow::Error::msg)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cryptography = weft_api::crypto::MODULE, "starting");
     let (client, writer) = clients().await?;
     let metrics = Arc::new(Metrics::default());
     let mut index = Index::new(&settings.namespace, settings.trust_domain.clone());

@@ -46,6 +46,10 @@ fn main() -> ExitCode {
         return cni::run();
     }
     let cli = Cli::parse();
+    if let Err(unfit) = weft_api::crypto::begin() {
+        eprintln!("weft-proxy: {unfit}");
+        return ExitCode::FAILURE;
+    }
     let result = match cli.command {
         Some(Command::Run) => match Settings::from_env() {
             Ok(settings) => run::run(settings),

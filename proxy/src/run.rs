@@ -44,7 +44,7 @@ const SPARE_FILES: u64 = 512;
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     let log = logging::start(&settings.log).context("cannot start logging")?;
     let max_connections = connections_within_files(settings.max_connections);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), identity = %settings.identity, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cryptography = weft_api::crypto::MODULE, identity = %settings.identity, "starting");
 
     let settings = Arc::new(settings);
     let metrics = Arc::new(Metrics::new());

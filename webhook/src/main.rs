@@ -76,9 +76,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> Result<()> {
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        anyhow::bail!("another cryptography provider is installed already");
-    }
+    weft_api::crypto::begin()?;
     let client = Client::try_default().await.context("no access to the API server")?;
     let (going, stop) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
@@ -119,6 +117,7 @@ async fn run(settings: Settings) -> Result<()> {
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        cryptography = weft_api::crypto::MODULE,
         native_sidecar,
         image = settings.proxy_image,
         "started"

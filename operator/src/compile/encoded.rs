@@ -1,6 +1,8 @@
 //! A compiled service as it goes out: encoded once, however many streams it is sent on. What the streams have to know of it
 //! stands beside the bytes; nobody reads those.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message;
 use weft_api::v1::{self, Source};
@@ -12,8 +14,8 @@ use crate::checks;
 pub struct Encoded {
     /// "namespace/name:port".
     pub key: String,
-    /// What shaped it.
-    pub sources: Vec<Source>,
+    /// What shaped it. Shared with what each stream remembers of it.
+    pub sources: Arc<[Source]>,
     /// Services with active checks whose endpoints it has.
     pub checking: Vec<String>,
     /// The `weft.v1.Service`.
@@ -26,7 +28,7 @@ impl From<v1::Service> for Encoded {
             checking: checks::checked(&service).map(str::to_owned).collect(),
             bytes: service.encode_to_vec().into(),
             key: service.key,
-            sources: service.sources,
+            sources: service.sources.into(),
         }
     }
 }

@@ -10,6 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
+use weft_api::v1::AppliedReply;
 use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 
 use super::Leader;
@@ -47,12 +48,18 @@ pub async fn keep(leader: Leader, events: Events) {
     let mut quota = Quota::new(MAX_EVENTS, EVENTS_EACH_LOOK);
     let mut refused: Option<BTreeMap<(&'static str, Key), Refusal>> = None;
     let mut changes = Changes::default();
+    // The index and what proxies said at a look after which nothing was left to be written.
+    let mut at_rest: Option<(u64, AppliedReply)> = None;
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         quota.look();
         let reply = replicas.applied(&leader.shared, &leader.settings).await;
+        let version = leader.shared.store.view(|view| view.index.version());
+        if at_rest.as_ref().is_some_and(|(then, said)| (*then, said) == (version, &reply)) {
+            continue;
+        }
         let applied = conditions::by_resource(&reply);
         let now_ejected = ejections::by_service(&reply.ejected);
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -64,6 +71,7 @@ pub async fn keep(leader: Leader, events: Events) {
             let seen = leader.shared.store.view(|view| changes.look(view.index));
             seen.into_iter().for_each(|event| leader.audit(event));
         }
+        at_rest = writes.is_empty().then_some((version, reply));
         for write in writes {
             writer.write(write).await;
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use weft_api::names;
-use weft_api::v1::{AppliedReply, AppliedRow, CheckedEndpoint, ChecksReply, EjectedRow, Ejection};
+use weft_api::v1::{AppliedReply, AppliedRow, CheckedEndpoint, ChecksReply, EjectedRow, Ejection, Source};
 
 use crate::checks;
 use crate::index::Key;
@@ -16,11 +16,22 @@ const MAX_EJECTED: usize = 2_000;
 /// Streams that one pod may have: its proxy has one, and old ones may linger until they are noticed to be dead.
 const STREAMS_PER_POD: usize = 8;
 
+/// What became of one thing that a proxy was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The resources of Kubernetes that shaped it.
+    pub sources: Arc<[Source]>,
+    /// It is in force.
+    pub applied: bool,
+    /// Why the proxy has rejected it; empty: it has not.
+    pub rejection: Box<str>,
+}
+
 /// What one proxy reports.
 #[derive(Debug)]
 struct Report {
     pod: Key,
-    applied: Vec<AppliedRow>,
+    applied: Vec<Standing>,
     ejected: Vec<Ejection>,
     /// Services with active checks that it calls.
     checking: BTreeSet<String>,
@@ -39,6 +50,42 @@ pub struct Fleet {
 struct Reports {
     by_session: HashMap<u64, Report>,
     by_pod: HashMap<Key, usize>,
+    /// The sums, until something changes them.
+    sum: Option<AppliedReply>,
+}
+
+/// Of all proxies, for one resource of Kubernetes.
+struct Sum {
+    row: AppliedRow,
+    /// Who was counted last, and whether as one that has all that the resource shapes in force.
+    last: Option<(u64, bool)>,
+}
+
+impl Sum {
+    fn of(source: &Source) -> Self {
+        Self { row: AppliedRow { source: Some(source.clone()), ..AppliedRow::default() }, last: None }
+    }
+
+    /// Several things that a proxy was sent may be shaped by the same resource: it counts once, and as in force when all are.
+    fn count(&mut self, session: u64, standing: &Standing) {
+        let row = &mut self.row;
+        match &mut self.last {
+            Some((last, all)) if *last == session => {
+                if *all && !standing.applied {
+                    *all = false;
+                    row.applied -= 1;
+                }
+            }
+            last => {
+                *last = Some((session, standing.applied));
+                row.applied += u32::from(standing.applied);
+                row.total += 1;
+            }
+        }
+        if !standing.rejection.is_empty() {
+            row.rejection = standing.rejection.to_string();
+        }
+    }
 }
 
 /// One connected proxy; it leaves the fleet on drop.
@@ -57,6 +104,7 @@ impl Fleet {
             return None;
         }
         *streams += 1;
+        reports.sum = None;
         let report = Report {
             pod,
             applied: Vec::new(),
@@ -108,18 +156,26 @@ impl Fleet {
     /// The sums over all proxies of this replica.
     #[must_use]
     pub fn sum(&self) -> AppliedReply {
-        let reports = self.lock();
-        // By what the reports hold: there are many rows and few resources.
-        let mut applied: HashMap<(&str, &str, &str, i64), AppliedRow> = HashMap::new();
+        let mut reports = self.lock();
+        if let Some(sum) = &reports.sum {
+            return sum.clone();
+        }
+        let sum = reports.add_up();
+        reports.sum = Some(sum.clone());
+        sum
+    }
+}
+
+impl Reports {
+    fn add_up(&self) -> AppliedReply {
+        let mut applied: HashMap<(&str, &str, &str, i64), Sum> = HashMap::new();
         let mut ejected: BTreeMap<_, EjectedRow> = BTreeMap::new();
-        for report in reports.by_session.values() {
-            for row in &report.applied {
-                let Some(source) = &row.source else { continue };
-                let key = (&*source.kind, &*source.namespace, &*source.name, source.generation);
-                let sum = applied
-                    .entry(key)
-                    .or_insert_with(|| AppliedRow { source: Some(source.clone()), ..AppliedRow::default() });
-                add(sum, row);
+        for (session, report) in &self.by_session {
+            for standing in &report.applied {
+                for source in &*standing.sources {
+                    let key = (&*source.kind, &*source.namespace, &*source.name, source.generation);
+                    applied.entry(key).or_insert_with(|| Sum::of(source)).count(*session, standing);
+                }
             }
             for one in &report.ejected {
                 let row = ejected.entry((one.service.as_str(), one.endpoint.as_str())).or_insert_with(|| {
@@ -135,7 +191,7 @@ impl Fleet {
             }
         }
         AppliedReply {
-            proxies: u32::try_from(reports.by_session.len()).unwrap_or(u32::MAX),
+            proxies: u32::try_from(self.by_session.len()).unwrap_or(u32::MAX),
             rows: in_order(applied),
             ejected: ejected.into_values().collect(),
             roots_epoch: 0,
@@ -151,10 +207,10 @@ pub fn prefer(cause: &mut String, other: &str) {
 }
 
 /// The rows of equal reports are equal, whatever the order of the reports was.
-fn in_order(applied: HashMap<(&str, &str, &str, i64), AppliedRow>) -> Vec<AppliedRow> {
+fn in_order(applied: HashMap<(&str, &str, &str, i64), Sum>) -> Vec<AppliedRow> {
     let mut rows: Vec<_> = applied.into_iter().collect();
     rows.sort_unstable_by_key(|(key, _)| *key);
-    rows.into_iter().map(|(_, row)| row).collect()
+    rows.into_iter().map(|(_, sum)| sum.row).collect()
 }
 
 fn add(sum: &mut AppliedRow, row: &AppliedRow) {
@@ -209,9 +265,16 @@ pub fn merge(replies: impl IntoIterator<Item = AppliedReply>) -> AppliedReply {
 
 impl Member {
     /// What it has in force.
-    pub fn applied(&self, rows: Vec<AppliedRow>) {
-        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session) {
-            report.applied = rows;
+    pub fn applied(&self, standings: Vec<Standing>) {
+        self.change(|report| report.applied = standings);
+    }
+
+    /// What the sums are made of.
+    fn change(&self, change: impl FnOnce(&mut Report)) {
+        let mut reports = self.fleet.lock();
+        if let Some(report) = reports.by_session.get_mut(&self.session) {
+            change(report);
+            reports.sum = None;
         }
     }
 
@@ -240,9 +303,7 @@ impl Member {
         for one in &mut ejected {
             one.cause = one.cause.chars().take(200).collect();
         }
-        if let Some(report) = self.fleet.lock().by_session.get_mut(&self.session) {
-            report.ejected = ejected;
-        }
+        self.change(|report| report.ejected = ejected);
     }
 }
 
@@ -250,6 +311,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut reports = self.fleet.lock();
         let Some(report) = reports.by_session.remove(&self.session) else { return };
+        reports.sum = None;
         if !report.checking.is_empty() {
             self.fleet.checks_changed.notify_one();
         }

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message;
-use weft_api::v1::{self, AppliedRow, Source};
+use weft_api::v1::{self, Source};
 use weft_crds::mesh_service::Target as Described;
 
+use super::fleet::Standing;
 use super::wire::Update as Outgoing;
 use crate::ca::Roots;
 use crate::compile::{self, Encoded, Target};
@@ -44,9 +45,7 @@ struct Held {
 /// A resource that was sent and may be rejected by itself.
 struct Sent {
     version: u64,
-    sources: Vec<Source>,
-    applied: bool,
-    rejection: String,
+    standing: Standing,
 }
 
 /// One proxy's subscription.
@@ -131,7 +130,7 @@ impl Session {
     /// A message with the whole trust bundle. It is acknowledged like a resource of Kubernetes.
     pub fn roots(&mut self, roots: &Roots) -> Outgoing {
         self.version += 1;
-        self.note_sent(vec![(ROOTS.to_owned(), vec![bundle_source(roots)])]);
+        self.note_sent(vec![(ROOTS.to_owned(), [bundle_source(roots)].into())]);
         Outgoing {
             version: self.version,
             roots_der: roots.bundle_wire(),
@@ -342,12 +341,12 @@ impl Session {
         let mut parts: Vec<Part> = Vec::new();
         let mut part = Part::default();
         if let Some(workload) = update.workload {
-            part.shaped.push((WORKLOAD.to_owned(), workload.sources.clone()));
+            part.shaped.push((WORKLOAD.to_owned(), workload.sources.as_slice().into()));
             part.message.workload = Some(workload);
         }
         for service in update.services.into_values() {
             part.make_room(service.bytes.len(), &mut parts);
-            part.shaped.push((service.key.clone(), service.sources.clone()));
+            part.shaped.push((service.key.clone(), Arc::clone(&service.sources)));
             part.message.services.push(service.bytes.clone());
         }
         for address in update.addresses {
@@ -369,16 +368,16 @@ impl Session {
     }
 
     /// Of the message of this version.
-    fn note_sent(&mut self, shaped: Vec<(String, Vec<Source>)>) {
+    fn note_sent(&mut self, shaped: Vec<(String, Arc<[Source]>)>) {
         let version = self.version;
         let mut resources = Vec::new();
         for (resource, sources) in shaped {
             // Other endpoints under the same policies: what was in force still is.
-            let same = self.sent.get(&resource).filter(|sent| sent.sources == sources);
-            self.news.applied |= same.is_none_or(|sent| !sent.rejection.is_empty());
-            let applied = same.is_some_and(|sent| sent.applied);
-            let sent = Sent { version, sources, applied, rejection: String::new() };
-            self.sent.insert(resource.clone(), sent);
+            let same = self.sent.get(&resource).map(|s| &s.standing).filter(|s| s.sources == sources);
+            self.news.applied |= same.is_none_or(|standing| !standing.rejection.is_empty());
+            let applied = same.is_some_and(|standing| standing.applied);
+            let standing = Standing { sources, applied, rejection: "".into() };
+            self.sent.insert(resource.clone(), Sent { version, standing });
             resources.push(resource);
         }
         if self.outstanding.len() == MAX_OUTSTANDING {
@@ -402,15 +401,16 @@ impl Session {
                 let Some(sent) = self.sent.get_mut(&resource).filter(|s| s.version == version) else {
                     continue;
                 };
+                let standing = &mut sent.standing;
                 let rejection = ack.rejections.iter().find(|r| r.resource == resource);
                 match rejection {
                     Some(rejection) => {
                         rejected += 1;
-                        sent.rejection = rejection.message.chars().take(MAX_REJECTION).collect();
-                        sent.applied = false;
+                        standing.rejection = rejection.message.chars().take(MAX_REJECTION).collect();
+                        standing.applied = false;
                         self.news.applied = true;
                     }
-                    None => self.news.applied |= !std::mem::replace(&mut sent.applied, true),
+                    None => self.news.applied |= !std::mem::replace(&mut standing.applied, true),
                 }
             }
         }
@@ -423,28 +423,10 @@ impl Session {
         self.services.values().flat_map(|(service, _)| service.checking.iter().cloned()).collect()
     }
 
-    /// For every resource of Kubernetes that this proxy needs, whether it has it in force.
+    /// For everything that this proxy was sent, whether it has it in force.
     #[must_use]
-    pub fn report(&self) -> Vec<AppliedRow> {
-        let mut rows: BTreeMap<(&str, &str, &str, i64), AppliedRow> = BTreeMap::new();
-        for sent in self.sent.values() {
-            for source in &sent.sources {
-                let key = (&*source.kind, &*source.namespace, &*source.name, source.generation);
-                let row = rows.entry(key).or_insert_with(|| AppliedRow {
-                    source: Some(source.clone()),
-                    applied: 1,
-                    total: 1,
-                    rejection: String::new(),
-                });
-                if !sent.applied {
-                    row.applied = 0;
-                }
-                if !sent.rejection.is_empty() {
-                    row.rejection.clone_from(&sent.rejection);
-                }
-            }
-        }
-        rows.into_values().collect()
+    pub fn report(&self) -> Vec<Standing> {
+        self.sent.values().map(|sent| sent.standing.clone()).collect()
     }
 }
 
@@ -452,7 +434,7 @@ impl Session {
 #[derive(Default)]
 struct Part {
     message: Outgoing,
-    shaped: Vec<(String, Vec<Source>)>,
+    shaped: Vec<(String, Arc<[Source]>)>,
     size: usize,
 }
 

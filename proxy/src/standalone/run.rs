@@ -56,7 +56,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
     let Loaded { file, certificate } = apply::load(path).map_err(Problems)?;
     let log = logging::start(&file.log).context("cannot start logging")?;
     let identity = identity_or_default(certificate.as_ref().map(Material::identity), &file.workload);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %identity, file = %path.display(), "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cryptography = weft_api::crypto::MODULE, %identity, file = %path.display(), "starting");
 
     let metrics = Arc::new(Metrics::new());
     let access_log = match file.access_log {

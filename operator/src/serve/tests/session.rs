@@ -86,7 +86,7 @@ fn new_endpoints_under_the_same_policy_do_not_make_it_pending() {
     let topics = HashSet::from([Topic::Service(Key::new("shop", "back"))]);
     let sent = refresh(&store, &mut session, &topics);
     assert_eq!(sent[0].services.len(), 1);
-    assert_eq!(session.report()[0].applied, 1);
+    assert!(session.report()[0].applied);
 }
 
 proptest! {

@@ -27,8 +27,8 @@ use crate::lost::Socket;
 
 /// From this size on, what is left of a body is read to where it stays.
 const LARGE: u64 = 16 * 1024;
-/// So much of it at once. Two TLS records.
-const PIECE: usize = 32 * 1024;
+/// So much of it at once: as [`crate::buffers::BUFFER`], for the same reason.
+const PIECE: usize = crate::buffers::BUFFER;
 
 /// See the module. Clones are the same connection.
 #[derive(Clone)]
