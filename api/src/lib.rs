@@ -10,6 +10,7 @@ pub mod reason;
 pub mod rendezvous;
 pub mod spiffe;
 pub mod text;
+pub mod tracing;
 
 /// The generated protocol, see `proto/weft.proto`.
 #[allow(missing_docs, clippy::all, rust_2018_idioms)]

@@ -65,4 +65,5 @@ pub(crate) mod testing;
 mod through;
 pub mod tls;
 pub mod token;
+pub mod trace;
 mod worker;

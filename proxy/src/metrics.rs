@@ -68,6 +68,7 @@ pub struct Metrics {
     unhealthy: Family<ServiceLabels, Gauge>,
     detection: Histogram,
     log_dropped: Counter,
+    spans: Family<[(&'static str, &'static str); 1], Counter>,
     audit_dropped: Counter,
     /// Who is served in plaintext: too many to be labels.
     pub plaintext: Callers,
@@ -106,6 +107,30 @@ impl Retried {
             Self::Sent => "sent",
             Self::BudgetSpent => "budget-spent",
             Self::BreakerOpen => "breaker-open",
+        }
+    }
+}
+
+/// What became of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The collector has taken it.
+    Sent,
+    /// It was dropped because too many were waiting.
+    NoRoom,
+    /// It was dropped because the collector could not be told.
+    Failed,
+    /// The collector did not want it.
+    Rejected,
+}
+
+impl Told {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::NoRoom => "dropped",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
         }
     }
 }
@@ -190,6 +215,7 @@ impl Metrics {
                 "access_log_dropped",
                 "Lines of the access log that were dropped because nobody read them fast enough",
             ),
+            spans: registered(&mut r, "trace_spans", "Spans of traces, by what became of them"),
             plaintext: Callers::default(),
             audit_dropped: registered(
                 &mut r,
@@ -467,6 +493,13 @@ impl Metrics {
     /// A certificate could not be had.
     pub fn certificate_failed(&self) {
         self.certificate_failures.inc();
+    }
+
+    /// So many spans have come to this.
+    pub fn spans(&self, told: Told, count: u64) {
+        if count > 0 {
+            self.spans.get_or_create(&[("result", told.as_str())]).inc_by(count);
+        }
     }
 
     /// The stream from the operator could not be opened.

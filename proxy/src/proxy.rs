@@ -17,6 +17,7 @@ use crate::record::{Direction, Party, RequestRecord, TcpRecord};
 use crate::snapshot::Snapshot;
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
+use crate::trace::Traces;
 
 /// See the module.
 pub struct Proxy {
@@ -28,6 +29,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// One line per request and connection.
     pub access_log: AccessLog,
+    /// Spans of requests.
+    pub traces: Traces,
     /// What auditors are told.
     pub audit: Audit,
     /// Who this workload is.

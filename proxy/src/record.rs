@@ -10,6 +10,7 @@ use weft_api::{Identity, Reason};
 
 use crate::authorize::Verdict;
 use crate::token::Seen;
+use crate::trace::TraceId;
 
 /// Which way a connection goes, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +117,8 @@ pub struct RequestRecord {
     pub authorization: Option<Box<Verdict>>,
     /// The token that it bore, where somebody looks.
     pub token: Option<Seen>,
+    /// The trace that it is of, whether that is told of or not.
+    pub trace: Option<TraceId>,
 }
 
 /// One opaque connection, when it has ended.

@@ -31,6 +31,7 @@ use crate::settings::Settings;
 use crate::status::Status;
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
+use crate::trace;
 
 /// After `exit` everything is closed at once; a worker that still hangs is not waited for.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -67,11 +68,22 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     parts.start_admin(log)?;
     parts.start_control(&drain, &exit)?;
 
+    let pod = &parts.settings.pod;
+    let resource = trace::Resource {
+        store: Arc::clone(&parts.store),
+        name: parts.settings.identity.service_account.clone(),
+        namespace: pod.namespace.clone(),
+        pod: pod.name.clone(),
+        uid: pod.uid.clone(),
+    };
+    let traces = trace::start(parts.settings.tracing.as_ref(), resource, Arc::clone(&parts.metrics))
+        .context("cannot start the tracing")?;
     let proxy = Arc::new(Proxy {
         store: Arc::clone(&parts.store),
         tls: Arc::clone(&parts.tls),
         metrics: Arc::clone(&parts.metrics),
         access_log,
+        traces,
         audit,
         identity: Arc::new(parts.settings.identity.clone()),
         pod_ips: parts.settings.pod.ips.clone(),
@@ -93,6 +105,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let served = listener::serve(&proxy, listen, bound, &drain, &exit).context("the data path failed");
     proxy.access_log.flush(LOG_PATIENCE);
+    proxy.traces.flush(LOG_PATIENCE);
     proxy.audit.flush(LOG_PATIENCE);
     tracing::info!("stopped");
     served

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use weft_api::tracing::{DEFAULT_SAMPLING, Endpoint, Sampling};
 use weft_api::{Identity, TrustDomain, names};
 
 use crate::{logging, memory};
@@ -29,6 +30,8 @@ pub struct Settings {
     pub access_log: bool,
     /// Whether policies that are for auditors have their events.
     pub audit: bool,
+    /// Who is told of traces. `None`: nobody.
+    pub tracing: Option<Tracing>,
     /// Threads of the data path.
     pub workers: usize,
     /// How long draining may take before what is left is closed.
@@ -43,6 +46,15 @@ pub struct Settings {
     pub bundle_file: PathBuf,
     /// Bytes that the process may hold, in place of the control group's limit.
     pub memory_limit: Option<u64>,
+}
+
+/// Who is told of how many traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// The collector.
+    pub endpoint: Endpoint,
+    /// How many of those that begin here.
+    pub sampling: Sampling,
 }
 
 /// The own pod.
@@ -106,6 +118,8 @@ Environment:
   WEFT_LOG                  log filter, default info
   WEFT_ACCESS_LOG           on (default) or off
   WEFT_AUDIT                on (default) or off: events of policies that are to be audited
+  WEFT_TRACING_ENDPOINT     http://host:port of a collector that takes OTLP over HTTP; absent: no traces
+  WEFT_TRACING_SAMPLING     percent of new traces that it is told of, default 1
   WEFT_WORKERS              threads of the data path, default 1
   WEFT_DRAIN_TIMEOUT        default 25s
   WEFT_MAX_CONNECTIONS      default 10000
@@ -143,6 +157,12 @@ Environment:
         });
         let access_log = read.parsed("WEFT_ACCESS_LOG", Some("on"), on_or_off);
         let audit = read.parsed("WEFT_AUDIT", Some("on"), on_or_off);
+        let endpoint = match read.optional("WEFT_TRACING_ENDPOINT") {
+            Some(_) => read.parsed("WEFT_TRACING_ENDPOINT", None, |s| s.parse().map_err(text)).map(Some),
+            None => Some(None),
+        };
+        let sampling =
+            read.parsed("WEFT_TRACING_SAMPLING", Some(DEFAULT_SAMPLING), |s| s.parse().map_err(text));
         let workers = read.parsed("WEFT_WORKERS", Some("1"), |s| number(s, 1..=64));
         let drain_timeout = read.parsed("WEFT_DRAIN_TIMEOUT", Some("25s"), duration);
         let max_connections =
@@ -182,6 +202,7 @@ Environment:
                 log: log?,
                 access_log: access_log?,
                 audit: audit?,
+                tracing: tracing(endpoint?, sampling?),
                 workers: workers?,
                 drain_timeout: drain_timeout?,
                 max_connections: max_connections?,
@@ -285,6 +306,14 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
+fn text(error: impl fmt::Display) -> String {
+    error.to_string()
+}
+
+fn tracing(endpoint: Option<Endpoint>, sampling: Sampling) -> Option<Tracing> {
+    endpoint.map(|endpoint| Tracing { endpoint, sampling })
+}
+
 fn number(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, String> {
     let wrong = || format!("`{text}` is not a number from {} to {}", range.start(), range.end());
     let number = usize::from_str(text).map_err(|_| wrong())?;
@@ -340,6 +369,7 @@ mod tests {
         );
         assert_eq!(settings.pod.ips.len(), 2);
         assert_eq!((settings.workers, settings.access_log), (1, true));
+        assert_eq!(settings.tracing, None);
         assert_eq!(settings.ports.inbound, 15006);
         assert_eq!(settings.drain_timeout, Duration::from_secs(25));
     }
@@ -355,6 +385,8 @@ mod tests {
             ("WEFT_LOG", "weft=nonsense"),
             ("WEFT_ACCESS_LOG", "yes"),
             ("WEFT_AUDIT", "loud"),
+            ("WEFT_TRACING_ENDPOINT", "otel:4318"),
+            ("WEFT_TRACING_SAMPLING", "101"),
             ("WEFT_WORKERS", "0"),
             ("WEFT_DRAIN_TIMEOUT", "2 hours"),
             ("WEFT_MAX_CONNECTIONS", "many"),
@@ -364,7 +396,7 @@ mod tests {
             vars.insert(name, bad.to_owned());
         }
         let Problems(problems) = parse(&vars).unwrap_err();
-        assert_eq!(problems.len(), 12, "{problems:#?}");
+        assert_eq!(problems.len(), 14, "{problems:#?}");
         for name in vars
             .keys()
             .filter(|n| !matches!(**n, "WEFT_POD_NAMESPACE" | "WEFT_POD_UID" | "WEFT_SERVICE_ACCOUNT"))

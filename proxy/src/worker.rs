@@ -345,6 +345,7 @@ mod tests {
             tls: Arc::new(Tls::new()),
             metrics,
             access_log: AccessLog::off(),
+            traces: crate::trace::Traces::off(),
             audit: weft_api::audit::Audit::off(),
             identity: Arc::new(crate::testing::identity("shop", "front")),
             pod_ips: Vec::new(),

@@ -131,6 +131,7 @@ fn a_request_like_an_earlier_one_is_decided_and_counted_without_allocating() {
             action: "",
             authorization: None,
             token: None,
+            trace: None,
         };
         let mut request = || {
             let route = route::route(service, &record.method, &record.uri, &headers).route;

@@ -176,6 +176,8 @@ fn injected(settings: &Settings, native_sidecar: bool) -> inject::Settings {
         log: settings.proxy_log.clone(),
         access_log: settings.access_log,
         audit: settings.proxy_audit,
+        tracing: settings.tracing.clone(),
+        sampling: settings.sampling.clone(),
         workers: settings.workers,
     }
 }

@@ -5,6 +5,7 @@ use crate::operator::Address;
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::str::FromStr;
+use weft_api::tracing::{DEFAULT_SAMPLING, Endpoint, Sampling};
 use weft_api::{TrustDomain, names};
 
 /// Whether pods get the proxy as a native sidecar.
@@ -46,6 +47,10 @@ pub struct Settings {
     pub proxy_audit: bool,
     /// Whether auditors are told of each admission.
     pub audit: bool,
+    /// Where proxies tell of traces. `None`: nowhere.
+    pub tracing: Option<Endpoint>,
+    /// Percent of new traces that they tell of, as it was written.
+    pub sampling: String,
     /// The proxy's worker threads.
     pub workers: u16,
     /// The webhook's own log filter.
@@ -73,6 +78,10 @@ impl Settings {
         let proxy_audit = reader.one_of("WEFT_PROXY_AUDIT", &[("on", true), ("off", false)]);
         let audit = reader.one_of("WEFT_AUDIT", &[("on", true), ("off", false)]);
         let cni = reader.one_of("WEFT_REDIRECTION", &[("init", false), ("cni", true)]);
+        let tracing = reader.endpoint("WEFT_PROXY_TRACING_ENDPOINT");
+        // Only judged here: the proxy reads the same text.
+        reader.parsed::<Sampling>("WEFT_PROXY_TRACING_SAMPLING", DEFAULT_SAMPLING);
+        let sampling = reader.text("WEFT_PROXY_TRACING_SAMPLING", DEFAULT_SAMPLING);
         let pull_policy = reader.pull_policy();
         let resources = Resources {
             cpu_request: reader.quantity("WEFT_PROXY_CPU_REQUEST"),
@@ -100,6 +109,8 @@ impl Settings {
             access_log,
             proxy_audit,
             audit,
+            tracing,
+            sampling,
             workers,
             log: reader.text("WEFT_LOG", "info"),
             namespace,
@@ -148,6 +159,11 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
             .unwrap_or_default()
     }
 
+    fn endpoint(&mut self, name: &str) -> Option<Endpoint> {
+        let given = self.given(name)?;
+        given.parse().map_err(|error| self.problems.push(format!("{name}: {error}"))).ok()
+    }
+
     fn quantity(&mut self, name: &str) -> Option<Quantity> {
         match self.given(name)?.parse() {
             Ok(quantity) => Some(quantity),
@@ -186,6 +202,8 @@ mod tests {
             "WEFT_ACCESS_LOG",
             "WEFT_PROXY_AUDIT",
             "WEFT_AUDIT",
+            "WEFT_PROXY_TRACING_ENDPOINT",
+            "WEFT_PROXY_TRACING_SAMPLING",
             "WEFT_PROXY_IMAGE_PULL_POLICY",
             "WEFT_PROXY_CPU_REQUEST",
             "WEFT_PROXY_MEMORY_LIMIT",

@@ -24,6 +24,8 @@ fn settings() -> Settings {
         },
         log: "info".into(),
         access_log: true,
+        tracing: None,
+        sampling: "1".to_owned(),
         audit: true,
         workers: 1,
     }

@@ -172,6 +172,8 @@ fn settings() -> inject::Settings {
         resources: inject::Resources::default(),
         log: "info".into(),
         access_log: true,
+        tracing: None,
+        sampling: "1".to_owned(),
         audit: true,
         workers: 1,
     }

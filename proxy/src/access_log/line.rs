@@ -21,6 +21,8 @@ struct Request<'a> {
     time: String,
     direction: &'static str,
     request_id: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<&'a str>,
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<Cow<'a, str>>,
@@ -125,6 +127,7 @@ struct Ends<'a> {
 }
 
 pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord) {
+    let trace = record.trace.map(|trace| trace.digits());
     let path = record.uri.path_and_query().map_or("", |path| path.as_str());
     append(
         line,
@@ -133,6 +136,7 @@ pub(super) fn request(line: &mut Vec<u8>, at: SystemTime, record: &RequestRecord
             time: timestamp(at),
             direction: record.direction.as_str(),
             request_id: bounded(record.request_id.as_bytes()),
+            trace_id: trace.as_ref().and_then(|digits| std::str::from_utf8(digits).ok()),
             method: record.method.as_str(),
             host: record.host.as_ref().map(|host| bounded(host.as_bytes())),
             path: clipped(path),

@@ -27,6 +27,8 @@ use crate::error::Error;
 use crate::outlier::Failure;
 use crate::proxy::Proxy;
 use crate::record::{Direction, HttpKind, Party, RequestRecord};
+use crate::retry::Failed;
+use crate::trace::{self, Open};
 use crate::worker::Worker;
 
 /// See the module.
@@ -45,6 +47,8 @@ pub(crate) struct Exchange {
     retry_permit: Option<Permit>,
     // What the rule does to whatever is answered.
     after: Option<Box<After>>,
+    // Its trace is told of.
+    span: Option<Box<Open>>,
 }
 
 /// An upstream's response, not passed on yet.
@@ -71,6 +75,8 @@ impl Exchange {
         client: SocketAddr,
     ) -> Box<Self> {
         let request_id = worker.with_rng(|rng| headers::request_id(request.headers_mut(), rng));
+        let random = || worker.with_rng(trace::random);
+        let trace = worker.proxy.traces.begin(request.headers_mut(), random);
         let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
         let kind = match wire {
             _ if headers::is_grpc(request.headers()) => HttpKind::Grpc,
@@ -83,6 +89,7 @@ impl Exchange {
             uri: request.uri().clone(),
             host: request.headers().get(HOST).cloned().or_else(authority),
             request_id,
+            trace: trace.as_ref().and_then(|begun| begun.trace),
             ..blank(direction, client)
         };
         Box::new(Self {
@@ -96,6 +103,7 @@ impl Exchange {
             permit: None,
             retry_permit: None,
             after: None,
+            span: trace.and_then(|begun| begun.open),
         })
     }
 
@@ -157,6 +165,14 @@ impl Exchange {
         if let Some(load) = &self.load {
             let latency = at.saturating_duration_since(load.started());
             self.report(if refuses { Outcome::Refused } else { Outcome::Success { latency } });
+        }
+    }
+
+    /// The last try has failed like this, and there will be another one.
+    pub(crate) fn retries(&mut self, failed: Failed) {
+        self.record.retries += 1;
+        if let Some(span) = &mut self.span {
+            span.retry(self.started.elapsed(), failed, self.record.upstream);
         }
     }
 
@@ -281,6 +297,9 @@ impl Drop for Exchange {
         self.record.duration = self.started.elapsed();
         self.record.request_bytes += self.body.seen();
         self.worker.proxy.record(&self.record);
+        if let Some(span) = self.span.take() {
+            self.worker.proxy.traces.end(*span, &self.record);
+        }
     }
 }
 
@@ -312,6 +331,7 @@ fn blank(direction: Direction, client: SocketAddr) -> RequestRecord {
         action: "",
         authorization: None,
         token: None,
+        trace: None,
     }
 }
 

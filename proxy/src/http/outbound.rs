@@ -256,8 +256,11 @@ impl Outbound {
                 pushback: stands.pushback(),
                 left: deadline.map(|at| at.saturating_duration_since(Instant::now())),
             };
-            let again = failed.and_then(|failed| self.again(service, route, cluster, &attempt(failed)));
-            let Some((wait, permit)) = again else {
+            let again = failed.and_then(|failed| {
+                let again = self.again(service, route, cluster, &attempt(failed))?;
+                Some((failed, again))
+            });
+            let Some((failed, (wait, permit))) = again else {
                 return match stands {
                     Stands::Answer(answer) => self.respond(exchange, answer, upgrade, clock),
                     Stands::Error(error) => exchange.refuse(&error),
@@ -267,7 +270,7 @@ impl Outbound {
                 client::discard(&self.worker, answer.response, answer.held);
             }
             retry_permit = Some(permit);
-            exchange.record.retries += 1;
+            exchange.retries(failed);
             tried.push(to.addr());
             sleep(wait).await;
         }

@@ -36,6 +36,7 @@ pub(crate) fn record() -> RequestRecord {
         action: "",
         authorization: None,
         token: None,
+        trace: None,
     }
 }
 

@@ -239,6 +239,7 @@ impl Live {
             ("metrics", file.metrics != self.file.metrics),
             ("workers", file.workers != self.file.workers),
             ("accessLog", file.access_log != self.file.access_log),
+            ("tracing", file.tracing != self.file.tracing),
             ("drainTimeout", file.drain_timeout != self.file.drain_timeout),
             ("maxConnections", file.max_connections != self.file.max_connections),
             ("memoryLimit", file.memory_limit != self.file.memory_limit),

@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::Error;
+use weft_api::tracing::DEFAULT_SAMPLING;
 use weft_api::v1;
+
+use crate::settings::Tracing;
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -25,6 +29,9 @@ pub(super) struct File {
     pub(super) log: String,
     /// Whether each request and connection is logged.
     pub(super) access_log: bool,
+    /// Who is told of traces. Absent: nobody.
+    #[serde(deserialize_with = "tracing")]
+    pub(super) tracing: Option<Tracing>,
     /// How long draining may take, such as `25s`.
     pub(super) drain_timeout: String,
     /// Connections at the same time, in and out together.
@@ -53,6 +60,7 @@ impl Default for File {
             workers: 1,
             log: "info".to_owned(),
             access_log: true,
+            tracing: None,
             drain_timeout: "25s".to_owned(),
             max_connections: 10_000,
             memory_limit: None,
@@ -76,6 +84,30 @@ fn number_or_text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<St
         Either::Number(number) => number.to_string(),
         Either::Text(text) => text,
     }))
+}
+
+/// `tracing: {endpoint, sampling}`, the second a number or a text, and not needed.
+fn tracing<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Tracing>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "percent of new traces, a number from 0 to 100 such as 1 or 0.1")]
+    enum Percent {
+        Number(f64),
+        Text(String),
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Stated {
+        endpoint: String,
+        sampling: Option<Percent>,
+    }
+    let Some(stated) = Option::<Stated>::deserialize(from)? else { return Ok(None) };
+    let sampling = match stated.sampling {
+        Some(Percent::Number(number)) => number.to_string(),
+        Some(Percent::Text(text)) => text,
+        None => DEFAULT_SAMPLING.to_owned(),
+    };
+    let endpoint = stated.endpoint.parse().map_err(D::Error::custom)?;
+    Ok(Some(Tracing { endpoint, sampling: sampling.parse().map_err(D::Error::custom)? }))
 }
 
 /// Both ways.

@@ -34,7 +34,7 @@ use crate::settings::{Pod, Problems, duration};
 use crate::status::Status;
 use crate::store::SnapshotStore;
 use crate::tls::Tls;
-use crate::{logging, memory, snapshot::Snapshot};
+use crate::{logging, memory, snapshot::Snapshot, trace};
 
 /// How long clients without a request may take to make a last one, when the proxy drains. Less where draining may not
 /// take as long.
@@ -85,11 +85,21 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
         admin.status.signed(Ok(certificate.leaf.not_after));
         certificate.apply(&admin.tls).context("the certificate cannot be used")?;
     }
+    let resource = trace::Resource {
+        store: Arc::clone(&admin.store),
+        name: identity.service_account.clone(),
+        namespace: identity.namespace.clone(),
+        pod: String::new(),
+        uid: String::new(),
+    };
+    let traces = trace::start(file.tracing.as_ref(), resource, Arc::clone(&metrics))
+        .context("cannot start the tracing")?;
     let proxy = Arc::new(Proxy {
         store: Arc::clone(&admin.store),
         tls: Arc::clone(&admin.tls),
         metrics,
         access_log,
+        traces,
         audit,
         identity: Arc::new(identity),
         pod_ips: Vec::new(),
@@ -158,6 +168,7 @@ pub fn run(path: &Path, takeover: Option<&Path>) -> anyhow::Result<()> {
     };
     let served = listener::run(&proxy, workers, started, &drain, &exit).context("the data path failed");
     proxy.access_log.flush(LOG_PATIENCE);
+    proxy.traces.flush(LOG_PATIENCE);
     proxy.audit.flush(LOG_PATIENCE);
     tracing::info!("stopped");
     failed.and(served)

@@ -114,6 +114,12 @@ fn proxy(settings: &Settings, overrides: &Overrides) -> Value {
     {
         env.push(value("WEFT_AUDIT", "off"));
     }
+    if let Some(endpoint) = &settings.tracing
+        && let Some(env) = container["env"].as_array_mut()
+    {
+        env.push(value("WEFT_TRACING_ENDPOINT", &endpoint.to_string()));
+        env.push(value("WEFT_TRACING_SAMPLING", &overrides.sampling));
+    }
     if settings.native_sidecar {
         container["restartPolicy"] = "Always".into();
     }

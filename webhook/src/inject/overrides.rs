@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use tracing_subscriber::filter::Targets;
 use weft_api::names;
+use weft_api::tracing::Sampling;
 
 /// Most entries in a list of ports or networks.
 const MAX_ENTRIES: usize = 64;
@@ -26,9 +27,10 @@ const MEMORY_REQUEST: &str = "weft.dev/proxy-memory-request";
 const MEMORY_LIMIT: &str = "weft.dev/proxy-memory-limit";
 const LOG_LEVEL: &str = "weft.dev/log-level";
 const ACCESS_LOG: &str = "weft.dev/access-log";
+const TRACE_SAMPLING: &str = "weft.dev/trace-sampling";
 const WORKERS: &str = "weft.dev/proxy-workers";
 /// Annotations that the webhook reads or writes; another one under `weft.dev/` is probably a slip of the pen.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     SKIP_INBOUND_PORTS,
     SKIP_OUTBOUND_PORTS,
     SKIP_OUTBOUND_CIDRS,
@@ -38,6 +40,7 @@ const KNOWN: [&str; 15] = [
     MEMORY_LIMIT,
     LOG_LEVEL,
     ACCESS_LOG,
+    TRACE_SAMPLING,
     WORKERS,
     names::INJECT,
     names::INJECTED,
@@ -61,6 +64,8 @@ pub struct Overrides {
     pub log: String,
     /// Whether the proxy logs each request.
     pub access_log: bool,
+    /// Percent of new traces that the proxy tells of.
+    pub sampling: String,
     /// The proxy's worker threads.
     pub workers: u16,
 }
@@ -77,6 +82,7 @@ impl Overrides {
             resources: resources(&mut reader, &settings.resources),
             log: reader.value(LOG_LEVEL, parse_log).unwrap_or_else(|| settings.log.clone()),
             access_log: reader.value(ACCESS_LOG, parse_switch).unwrap_or(settings.access_log),
+            sampling: reader.value(TRACE_SAMPLING, parse_sampling).unwrap_or_else(|| settings.sampling.clone()),
             workers: reader.value(WORKERS, parse_workers).unwrap_or(settings.workers),
         };
         // The operator reads it; here it is only judged.
@@ -210,6 +216,13 @@ fn parse_switch(text: &str) -> Result<bool, String> {
         "on" | "true" => Ok(true),
         "off" | "false" => Ok(false),
         _ => Err("write on or off, in quotes".into()),
+    }
+}
+
+fn parse_sampling(text: &str) -> Result<String, String> {
+    match text.parse::<Sampling>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(remedy) => Err(format!("{remedy}, in quotes")),
     }
 }
 

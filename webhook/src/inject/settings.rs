@@ -2,6 +2,7 @@
 
 use super::overrides::Quantity;
 use clap::ValueEnum;
+use weft_api::tracing::Endpoint;
 
 /// The injected proxy's defaults.
 #[derive(Clone, Debug)]
@@ -28,6 +29,10 @@ pub struct Settings {
     pub access_log: bool,
     /// Whether the proxy tells auditors what policies for them decide.
     pub audit: bool,
+    /// Where the proxy tells of traces. `None`: nowhere.
+    pub tracing: Option<Endpoint>,
+    /// Percent of new traces that it tells of.
+    pub sampling: String,
     /// The proxy's worker threads.
     pub workers: u16,
 }
