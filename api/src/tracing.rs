@@ -134,8 +134,19 @@ mod tests {
         }
         assert_eq!("https://otel:4318".parse::<Endpoint>(), Err(EndpointError::Https));
         for bad in [
-            "", "otel:4318", "http://otel", "http://:4318", "http://otel:0", "http://otel:70000", "http://u@otel:1",
-            "http://o tel:1", "http://otel:1/a?b", "http://otel:1/a b", "http://fd00::1:80", "http://[x]:80", "grpc://a:1",
+            "",
+            "otel:4318",
+            "http://otel",
+            "http://:4318",
+            "http://otel:0",
+            "http://otel:70000",
+            "http://u@otel:1",
+            "http://o tel:1",
+            "http://otel:1/a?b",
+            "http://otel:1/a b",
+            "http://fd00::1:80",
+            "http://[x]:80",
+            "grpc://a:1",
         ] {
             assert_eq!(bad.parse::<Endpoint>(), Err(EndpointError::Form), "{bad}");
         }

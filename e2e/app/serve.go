@@ -25,6 +25,7 @@ type replica struct {
 	unready      atomic.Bool  // /healthz answers 503
 	delay        atomic.Int64 // nanoseconds added to every request
 	keys         string       // what /keys answers
+	traces       traces       // what collectors are told
 }
 
 func newReplica() *replica {

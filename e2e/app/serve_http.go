@@ -55,6 +55,8 @@ func (r *replica) handler(verbose bool) http.Handler {
 		w.Header().Set("content-type", "application/jwk-set+json")
 		io.WriteString(w, r.keys)
 	})
+	mux.HandleFunc("POST /v1/traces", r.traces.take)
+	mux.HandleFunc("GET /v1/traces", r.traces.tell)
 	mux.HandleFunc("/elsewhere", func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "/keys", http.StatusFound) })
 
 	control := http.NewServeMux() // works while everything else is told to fail

@@ -24,3 +24,4 @@ mod services;
 mod status;
 mod strictness;
 mod tokens;
+mod tracing;

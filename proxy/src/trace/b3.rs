@@ -142,8 +142,19 @@ mod tests {
         assert!(ids(&format!("{}-{SPAN}-d", &LONG[16..])));
         assert_eq!(state(&format!("{LONG}-{SPAN}-d")), Some(State::Debug));
         assert_eq!(state(&format!("{LONG}-{SPAN}")), None);
-        assert_eq!((state("0"), state("1"), state("d")), (Some(State::Deny), Some(State::Accept), Some(State::Debug)));
-        for bad in ["", "2", "x-y", &format!("{LONG}-{SPAN}-2"), &format!("{LONG}-{SPAN}-1-x"), &format!("{LONG}-{SPAN}-1-{SPAN}-1"), LONG] {
+        assert_eq!(
+            (state("0"), state("1"), state("d")),
+            (Some(State::Deny), Some(State::Accept), Some(State::Debug))
+        );
+        for bad in [
+            "",
+            "2",
+            "x-y",
+            &format!("{LONG}-{SPAN}-2"),
+            &format!("{LONG}-{SPAN}-1-x"),
+            &format!("{LONG}-{SPAN}-1-{SPAN}-1"),
+            LONG,
+        ] {
             assert_eq!(of(bad), None, "{bad}");
         }
     }
@@ -169,10 +180,14 @@ mod tests {
         write(&mut one, &said, said.ids.unwrap().0, span);
         assert_eq!(one["b3"], format!("{LONG}-0000000000000009-1-{SPAN}"));
         assert_eq!(read(&one).unwrap().ids, Some((said.ids.unwrap().0, span)));
-        let mut several = headers(&[("x-b3-traceid", "0000000000000007"), ("x-b3-spanid", SPAN), ("x-b3-sampled", "1")]);
+        let mut several =
+            headers(&[("x-b3-traceid", "0000000000000007"), ("x-b3-spanid", SPAN), ("x-b3-sampled", "1")]);
         let said = read(&several).unwrap();
         write(&mut several, &said, trace, span);
-        assert_eq!((&several["x-b3-traceid"], &several["x-b3-parentspanid"]), (&HeaderValue::from_static("0000000000000007"), &HeaderValue::from_static(SPAN)));
+        assert_eq!(
+            (&several["x-b3-traceid"], &several["x-b3-parentspanid"]),
+            (&HeaderValue::from_static("0000000000000007"), &HeaderValue::from_static(SPAN))
+        );
         assert_eq!(read(&several).unwrap().ids, Some((trace, span)));
     }
 

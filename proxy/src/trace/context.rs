@@ -122,7 +122,8 @@ pub fn is_state<'a>(values: impl Iterator<Item = &'a [u8]>) -> bool {
     let (mut members, mut length) = (0, 0);
     for value in values {
         length += value.len();
-        for member in value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+        for member in value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+        {
             members += 1;
             let Some(equals) = member.iter().position(|b| *b == b'=') else { return false };
             let (key, value) = member.split_at(equals);
@@ -188,16 +189,29 @@ mod tests {
     /// Cases of the specification, section 3.2.2.3 and its tests.
     #[test]
     fn a_parent_is_read_as_the_specification_says() {
-        let of = |version: &str, flags: &str, rest: &str| parse(format!("{version}-{TRACE}-{SPAN}-{flags}{rest}").as_bytes());
+        let of = |version: &str, flags: &str, rest: &str| {
+            parse(format!("{version}-{TRACE}-{SPAN}-{flags}{rest}").as_bytes())
+        };
         let parent = of("00", "01", "").unwrap();
-        assert_eq!((&parent.trace.digits()[..], &parent.span.digits()[..]), (TRACE.as_bytes(), SPAN.as_bytes()));
+        assert_eq!(
+            (&parent.trace.digits()[..], &parent.span.digits()[..]),
+            (TRACE.as_bytes(), SPAN.as_bytes())
+        );
         assert_eq!(parent.flags, SAMPLED);
         assert_eq!(of("00", "00", "").unwrap().flags, 0);
         // Flags that nobody knows yet are not passed on.
         assert_eq!(of("00", "ff", "").unwrap().flags, SAMPLED | RANDOM);
         for (version, rest, good) in [
-            ("00", "-", false), ("00", "-extra", false), ("01", "", true), ("01", "-what-comes", true), ("01", "x", false),
-            ("cc", "-01", true), ("ff", "", false), ("0", "", false), ("0g", "", false), ("FE", "", false),
+            ("00", "-", false),
+            ("00", "-extra", false),
+            ("01", "", true),
+            ("01", "-what-comes", true),
+            ("01", "x", false),
+            ("cc", "-01", true),
+            ("ff", "", false),
+            ("0", "", false),
+            ("0g", "", false),
+            ("FE", "", false),
         ] {
             assert_eq!(of(version, "01", rest).is_some(), good, "{version} {rest}");
         }
@@ -224,14 +238,34 @@ mod tests {
     fn a_state_is_judged_as_the_specification_says() {
         let one = |text: &str| is_state([text.as_bytes()].into_iter());
         for good in [
-            "", "foo=1", "foo=1,bar=2", "foo=1 \t , \t bar=2", "foo=1,", ", ,foo=1", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
-            "a-*/_1@b-*/_1=~!", "0a@b=1", "foo= 1",
+            "",
+            "foo=1",
+            "foo=1,bar=2",
+            "foo=1 \t , \t bar=2",
+            "foo=1,",
+            ", ,foo=1",
+            "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+            "a-*/_1@b-*/_1=~!",
+            "0a@b=1",
+            "foo= 1",
         ] {
             assert!(one(good), "{good:?}");
         }
         for bad in [
-            "foo", "foo=", "=1", "foo =1", "FOO=1", "foo.bar=1", "foo@=1,bar=2", "@foo=1", "foo@@bar=1", "foo@bar@baz=1", "foo=bar=baz",
-            "1a=1", "a@1b=1", "foo=\u{1}",
+            "foo",
+            "foo=",
+            "=1",
+            "foo =1",
+            "FOO=1",
+            "foo.bar=1",
+            "foo@=1,bar=2",
+            "@foo=1",
+            "foo@@bar=1",
+            "foo@bar@baz=1",
+            "foo=bar=baz",
+            "1a=1",
+            "a@1b=1",
+            "foo=\u{1}",
         ] {
             assert!(!one(bad), "{bad:?}");
         }

@@ -121,7 +121,8 @@ impl Queue {
 pub(super) fn start(collector: Collector) -> std::io::Result<Queue> {
     let (to, from) = channel(WAITING);
     let metrics = Arc::clone(&collector.metrics);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
     let telling = Telling {
         backoff: Backoff::new(collector.pace.first, collector.pace.most),
         collector,
@@ -264,7 +265,11 @@ impl Telling {
         // Whatever else it says, it has taken them.
         let partial = otlp::Response::decode(answer.to_bytes()).ok().and_then(|answer| answer.partial);
         Ok(partial.map_or(0, |partial| {
-            tracing::debug!(rejected = partial.rejected, said = partial.message, "the collector does not want all spans");
+            tracing::debug!(
+                rejected = partial.rejected,
+                said = partial.message,
+                "the collector does not want all spans"
+            );
             u64::try_from(partial.rejected).unwrap_or_default()
         }))
     }
@@ -297,7 +302,8 @@ impl Resource {
         ];
         let known = all.into_iter().filter(|(_, value)| !value.is_empty());
         let attributes = known.map(|(key, value)| attribute(key, value)).collect();
-        let scope = otlp::Scope { name: "weft-proxy".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        let scope =
+            otlp::Scope { name: "weft-proxy".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
         otlp::Request {
             resources: vec![otlp::ResourceSpans {
                 resource: Some(otlp::Attributes { attributes }),

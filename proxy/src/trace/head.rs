@@ -24,11 +24,7 @@ pub struct Begun {
 }
 
 /// Decides, and writes what goes on. `random` is asked for only when an id is needed.
-pub(super) fn begin(
-    headers: &mut HeaderMap,
-    sampling: Sampling,
-    random: impl FnOnce() -> [u64; 3],
-) -> Begun {
+pub(super) fn begin(headers: &mut HeaderMap, sampling: Sampling, random: impl FnOnce() -> [u64; 3]) -> Begun {
     if let Some(value) = only(headers, TRACEPARENT) {
         return match value.and_then(|value| context::parse(value.as_bytes())) {
             Some(parent) if parent.flags & SAMPLED == 0 => Begun { trace: Some(parent.trace), open: None },
@@ -148,7 +144,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_a_new_trace_without_the_old_state() {
-        for lines in [&[("traceparent", "00-x"), ("tracestate", "a=1")][..], &[("traceparent", PARENT), ("traceparent", PARENT)]] {
+        for lines in [
+            &[("traceparent", "00-x"), ("tracestate", "a=1")][..],
+            &[("traceparent", PARENT), ("traceparent", PARENT)],
+        ] {
             let mut head = headers(lines);
             let open = begin(&mut head, all(), || [1, 2, 3]).open.unwrap();
             assert_eq!((open.parent, open.state), (None, None));
@@ -182,7 +181,9 @@ mod tests {
         let open = begin(&mut head, none(), || [1, 2, 3]).open.unwrap();
         assert_eq!(head["b3"], "80f198ee56343ba864fe8b2a57d3eff7-0000000000000003-1-e457b5a2e4d86bd1");
         assert!(open.parent.is_some() && !head.contains_key("traceparent"));
-        for (value, told) in [("0", false), ("1", true), ("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-0", false)] {
+        for (value, told) in
+            [("0", false), ("1", true), ("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-0", false)]
+        {
             let mut head = headers(&[("b3", value)]);
             assert_eq!(begin(&mut head, all(), || [1, 2, 3]).open.is_some(), told, "{value}");
         }

@@ -46,8 +46,7 @@ fn name(record: &RequestRecord) -> String {
 
 /// Others are of whoever invents them.
 fn known(method: &Method) -> Option<&'static str> {
-    const KNOWN: [&str; 9] =
-        ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
@@ -208,7 +207,10 @@ mod tests {
     #[test]
     fn a_call_is_a_client_span_with_its_route_and_no_query() {
         let span = of(RequestRecord { retries: 1, ..record() });
-        assert_eq!((span.name.as_str(), span.kind, span.trace_state.as_str()), ("GET split/0", CLIENT, "a=1"));
+        assert_eq!(
+            (span.name.as_str(), span.kind, span.trace_state.as_str()),
+            ("GET split/0", CLIENT, "a=1")
+        );
         assert_eq!((span.start, span.end), (1_000_000_000, 1_001_500_000));
         assert_eq!((span.span_id[7], span.parent_span_id[7], span.flags), (3, 4, 0x301));
         assert_eq!(span.status, None);
@@ -239,7 +241,10 @@ mod tests {
         assert!(!status(out, 200, None, None) && !status(into, 200, None, None));
         assert!(status(out, 404, None, None) && !status(into, 404, None, None));
         assert!(status(out, 500, None, None) && status(into, 500, None, None));
-        assert!(!status(into, 403, Some(Reason::RbacDenied), None) && status(out, 503, Some(Reason::ConnectFailed), None));
+        assert!(
+            !status(into, 403, Some(Reason::RbacDenied), None)
+                && status(out, 503, Some(Reason::ConnectFailed), None)
+        );
         assert!(status(into, 200, Some(Reason::UpstreamReset), None), "broken off");
         assert!(status(out, 200, None, Some(5)) && !status(into, 200, None, Some(5)));
         assert!(status(into, 200, None, Some(13)) && !status(out, 200, None, Some(0)));

@@ -24,6 +24,8 @@ use weft_proxy::record::Direction;
 use weft_proxy::snapshot::Snapshot;
 use weft_proxy::store::SnapshotStore;
 use weft_proxy::tls::Tls;
+use weft_proxy::trace::export::Pace;
+use weft_proxy::trace::{Collector, Resource, Traces};
 
 /// Where clients believe that they connect to.
 pub const VIP: &str = "10.9.9.9:80";
@@ -117,15 +119,26 @@ impl Node {
     }
 
     pub fn start_with(ca: &Ca, account: &str, pod_ips: Vec<IpAddr>) -> Self {
-        Self::start_as(ca, account, pod_ips, false)
+        Self::start_as(ca, account, pod_ips, false, None)
     }
 
     /// As in a pod: on the real ports, under its own user, believing the kernel. Needs a network namespace and `init`.
     pub fn in_pod(ca: &Ca, account: &str, pod_ips: Vec<IpAddr>) -> Self {
-        Self::start_as(ca, account, pod_ips, true)
+        Self::start_as(ca, account, pod_ips, true, None)
     }
 
-    fn start_as(ca: &Ca, account: &str, pod_ips: Vec<IpAddr>, pod: bool) -> Self {
+    /// Tells this collector of so many percent of new traces, in a hurry.
+    pub fn traced(ca: &Ca, account: &str, collector: SocketAddr, sampling: &str) -> Self {
+        Self::start_as(ca, account, Vec::new(), false, Some((collector, sampling)))
+    }
+
+    fn start_as(
+        ca: &Ca,
+        account: &str,
+        pod_ips: Vec<IpAddr>,
+        pod: bool,
+        told: Option<(SocketAddr, &str)>,
+    ) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(std::env::var("WEFT_LOG").unwrap_or_else(|_| "off".into()))
             .with_test_writer()
@@ -136,11 +149,15 @@ impl Node {
             (Arc::new(SnapshotStore::new()), Arc::new(Metrics::new()), Log::default());
         let to = Arc::new(Mutex::new([VIP.parse().unwrap(); 2]));
         let stated = Arc::clone(&to);
+        let traces = told.map_or_else(Traces::off, |(collector, sampling)| {
+            traces(account, collector, sampling, &store, &metrics)
+        });
         let proxy = Arc::new(Proxy {
             store: Arc::clone(&store),
             tls: Arc::clone(&tls),
             metrics: Arc::clone(&metrics),
             access_log: AccessLog::to(log.0.clone(), Arc::clone(&metrics)).unwrap(),
+            traces,
             audit: Audit::to(Component::Proxy, log.0.clone(), || {}),
             identity: Arc::new(identity(account)),
             pod_ips,
@@ -254,6 +271,32 @@ impl Drop for Node {
     }
 }
 
+fn traces(
+    account: &str,
+    collector: SocketAddr,
+    sampling: &str,
+    store: &Arc<SnapshotStore>,
+    metrics: &Arc<Metrics>,
+) -> Traces {
+    let resource = Resource {
+        store: Arc::clone(store),
+        name: "unknown".into(),
+        namespace: "shop".into(),
+        pod: format!("{account}-1"),
+        uid: String::new(),
+    };
+    let pace = Pace {
+        gather: Duration::from_millis(20),
+        patience: Duration::from_millis(500),
+        first: Duration::from_millis(10),
+        most: Duration::from_millis(50),
+        attempts: 3,
+    };
+    let endpoint = format!("http://{collector}").parse().unwrap();
+    let collector = Collector { endpoint, resource, metrics: Arc::clone(metrics), pace };
+    Traces::to(collector, sampling.parse().unwrap()).unwrap()
+}
+
 pub fn workload(account: &str) -> v1::Workload {
     v1::Workload {
         namespace: "shop".into(),
@@ -314,6 +357,15 @@ pub struct Mesh {
 impl Mesh {
     pub fn to(app: SocketAddr) -> Self {
         Self::with(app, |_| {})
+    }
+
+    /// The same, and both tell a collector of traces.
+    pub fn traced(app: SocketAddr, collector: SocketAddr, sampling: &str) -> Self {
+        let ca = Ca::new();
+        let [front, back] = ["front", "back"].map(|account| Node::traced(&ca, account, collector, sampling));
+        back.redirect(Direction::Inbound, app);
+        front.serve(service(&[back.inbound], Some("back")));
+        Self { ca, front, back }
     }
 
     /// With a change to the service.

@@ -114,7 +114,7 @@ fn proxy(settings: &Settings, overrides: &Overrides) -> Value {
     {
         env.push(value("WEFT_AUDIT", "off"));
     }
-    if let Some(endpoint) = &settings.tracing
+    if let Some(endpoint) = &overrides.tracing
         && let Some(env) = container["env"].as_array_mut()
     {
         env.push(value("WEFT_TRACING_ENDPOINT", &endpoint.to_string()));

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use tracing_subscriber::filter::Targets;
 use weft_api::names;
-use weft_api::tracing::Sampling;
+use weft_api::tracing::{Endpoint, EndpointError, Sampling};
 
 /// Most entries in a list of ports or networks.
 const MAX_ENTRIES: usize = 64;
@@ -27,10 +27,11 @@ const MEMORY_REQUEST: &str = "weft.dev/proxy-memory-request";
 const MEMORY_LIMIT: &str = "weft.dev/proxy-memory-limit";
 const LOG_LEVEL: &str = "weft.dev/log-level";
 const ACCESS_LOG: &str = "weft.dev/access-log";
+const TRACE_ENDPOINT: &str = "weft.dev/trace-endpoint";
 const TRACE_SAMPLING: &str = "weft.dev/trace-sampling";
 const WORKERS: &str = "weft.dev/proxy-workers";
 /// Annotations that the webhook reads or writes; another one under `weft.dev/` is probably a slip of the pen.
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 17] = [
     SKIP_INBOUND_PORTS,
     SKIP_OUTBOUND_PORTS,
     SKIP_OUTBOUND_CIDRS,
@@ -40,6 +41,7 @@ const KNOWN: [&str; 16] = [
     MEMORY_LIMIT,
     LOG_LEVEL,
     ACCESS_LOG,
+    TRACE_ENDPOINT,
     TRACE_SAMPLING,
     WORKERS,
     names::INJECT,
@@ -64,6 +66,8 @@ pub struct Overrides {
     pub log: String,
     /// Whether the proxy logs each request.
     pub access_log: bool,
+    /// Where the proxy tells of traces. `None`: nowhere.
+    pub tracing: Option<Endpoint>,
     /// Percent of new traces that the proxy tells of.
     pub sampling: String,
     /// The proxy's worker threads.
@@ -82,7 +86,10 @@ impl Overrides {
             resources: resources(&mut reader, &settings.resources),
             log: reader.value(LOG_LEVEL, parse_log).unwrap_or_else(|| settings.log.clone()),
             access_log: reader.value(ACCESS_LOG, parse_switch).unwrap_or(settings.access_log),
-            sampling: reader.value(TRACE_SAMPLING, parse_sampling).unwrap_or_else(|| settings.sampling.clone()),
+            tracing: reader.value(TRACE_ENDPOINT, parse_endpoint).unwrap_or_else(|| settings.tracing.clone()),
+            sampling: reader
+                .value(TRACE_SAMPLING, parse_sampling)
+                .unwrap_or_else(|| settings.sampling.clone()),
             workers: reader.value(WORKERS, parse_workers).unwrap_or(settings.workers),
         };
         // The operator reads it; here it is only judged.
@@ -217,6 +224,14 @@ fn parse_switch(text: &str) -> Result<bool, String> {
         "off" | "false" => Ok(false),
         _ => Err("write on or off, in quotes".into()),
     }
+}
+
+/// Empty: no traces of this pod.
+fn parse_endpoint(text: &str) -> Result<Option<Endpoint>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error: EndpointError| error.to_string())
 }
 
 fn parse_sampling(text: &str) -> Result<String, String> {
