@@ -166,3 +166,33 @@ pub(super) struct Dns {
     /// Asked instead of those of `/etc/resolv.conf`.
     pub(super) servers: Vec<SocketAddr>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::read;
+
+    #[test]
+    fn percent_of_traces_is_a_number_or_a_text_or_not_said() {
+        let of = |text: &str| read::parse(text).map(|file| file.tracing);
+        let stated = |sampling: &str| {
+            of(&format!("tracing: {{endpoint: \"http://a:4318\"{sampling}}}")).unwrap().unwrap()
+        };
+        assert_eq!(stated(""), stated(", sampling: 1"));
+        assert_eq!(stated(", sampling: 0.5"), stated(", sampling: \"0.5\""));
+        assert_eq!(of("workers: 1"), Ok(None));
+        for (bad, word) in [
+            ("tracing: {endpoint: a}", "http://host:port"),
+            ("tracing: {endpoint: \"https://a:1\"}", "https"),
+            ("tracing: {endpoint: \"http://a:1\", sampling: 101}", "from 0 to 100"),
+            ("tracing: {endpoint: \"http://a:1\", sampling: {}}", "from 0 to 100"),
+            ("tracing: {sampling: 1}", "endpoint"),
+            ("tracing: {endpoint: \"http://a:1\", rate: 1}", "rate"),
+        ] {
+            let problems = of(bad).unwrap_err();
+            assert!(
+                problems.len() == 1 && problems[0].contains(word) && problems[0].starts_with("tracing"),
+                "{problems:?}"
+            );
+        }
+    }
+}

@@ -242,7 +242,7 @@ mod tests {
         assert!(status(out, 404, None, None) && !status(into, 404, None, None));
         assert!(status(out, 500, None, None) && status(into, 500, None, None));
         assert!(
-            !status(into, 403, Some(Reason::RbacDenied), None)
+            !status(into, 403, Some(Reason::PolicyDenied), None)
                 && status(out, 503, Some(Reason::ConnectFailed), None)
         );
         assert!(status(into, 200, Some(Reason::UpstreamReset), None), "broken off");

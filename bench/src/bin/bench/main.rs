@@ -11,6 +11,7 @@ mod ports;
 mod profile;
 mod report;
 mod scenario;
+mod sink;
 mod subjects;
 mod svg;
 

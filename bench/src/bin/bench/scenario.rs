@@ -71,7 +71,7 @@ pub const PACED: usize = 32;
 
 const EVERYTHING: &str = "access logs go to /dev/null by standard output. weft: timeout, retries, breaker, ejection; called side: limit by identity, \
     strict mTLS. envoy: timeout, retries, ejection, local limit; called side: RBAC by SPIFFE id. nginx: next upstream, limit_req, limit_conn, \
-    allow/deny; called side: by name. haproxy: retries, rate by stick table, acl; called side: by name. Nobody traces.";
+    allow/deny; called side: by name. haproxy: retries, rate by stick table, acl; called side: by name. weft and envoy trace 1 % of requests, and tell a sink by OTLP over HTTP.";
 
 /// Every scenario, in the order of the table.
 #[must_use]

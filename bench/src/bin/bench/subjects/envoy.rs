@@ -1,5 +1,6 @@
 //! Envoy with one worker. Between two hops it verifies the other side's SPIFFE id, as Istio's do.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use weft_bench::certificates::{Files, identity};
 
-use super::{Hop, LIMIT, Speaks, Wire};
+use super::{Hop, LIMIT, Speaks, TRACED, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path, http2_between: bool) -> Result<Command> {
     let path = hop.write("envoy.json", &format!("{:#}", config(hop, http2_between)))?;
@@ -71,7 +72,9 @@ fn config(hop: &Hop<'_>, http2_between: bool) -> Value {
             }
         });
     }
-    json!({"static_resources": {"listeners": [listener], "clusters": [cluster]}})
+    let clusters = [Some(cluster), hop.sink.map(sink)];
+    let clusters: Vec<Value> = clusters.into_iter().flatten().collect();
+    json!({"static_resources": {"listeners": [listener], "clusters": clusters}})
 }
 
 /// What is on one side of a proxy.
@@ -123,7 +126,7 @@ fn filter(hop: &Hop<'_>, spoken: Spoken) -> Value {
     }));
     let to = |prefix: &str| json!({"match": {"prefix": prefix}, "route": route});
     let routes: Vec<Value> = hop.routes().map(|path| to(&path)).chain([to("/")]).collect();
-    json!({
+    let mut http = json!({
         "name": "http",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -139,6 +142,40 @@ fn filter(hop: &Hop<'_>, spoken: Spoken) -> Value {
             "http_filters": filters,
             "access_log": if hop.everything() { access_log() } else { json!([]) },
         }
+    });
+    if let Some(sink) = hop.sink {
+        http["typed_config"]["tracing"] = tracing(sink);
+    }
+    http
+}
+
+/// As many as Weft tells of, to the same place in the same protocol; spans are of every hop, as in a mesh.
+fn tracing(sink: SocketAddr) -> Value {
+    json!({
+        "random_sampling": {"value": TRACED},
+        "spawn_upstream_span": false,
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                "service_name": "bench",
+                "http_service": {
+                    "http_uri": {"uri": format!("http://{sink}/v1/traces"), "cluster": "traces", "timeout": "1s"},
+                },
+            },
+        },
+    })
+}
+
+fn sink(sink: SocketAddr) -> Value {
+    json!({
+        "name": "traces",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": "traces",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(sink)}}]}],
+        },
     })
 }
 
@@ -195,6 +232,6 @@ fn tls(own: &Files, other: &str, spoken: Spoken) -> Value {
     })
 }
 
-fn address(address: std::net::SocketAddr) -> Value {
+fn address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip(), "port_value": address.port()}})
 }

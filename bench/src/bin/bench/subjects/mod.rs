@@ -16,6 +16,7 @@ use weft_bench::certificates::{Authority, Files};
 
 use crate::child::Process;
 use crate::ports::address;
+use crate::sink::Sink;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
@@ -77,6 +78,11 @@ impl Subject {
         }
     }
 
+    /// Whether it can tell of traces as it is built.
+    fn traces(self) -> bool {
+        matches!(self, Self::Weft | Self::Envoy | Self::EnvoyH2)
+    }
+
     fn command(self, hop: &Hop<'_>, programs: &Programs) -> Result<Command> {
         match self {
             Self::None => anyhow::bail!("no proxy has no process"),
@@ -128,7 +134,7 @@ pub enum Extra {
     Nothing,
     /// The first proxy has [`ROUTES`] of them: `/r0/` and so on, each to the same place.
     Routes,
-    /// Retries, limits, authorisation where a subject has it, access log.
+    /// Retries, limits, authorisation and tracing where a subject has them, access log.
     Everything,
 }
 
@@ -136,6 +142,8 @@ pub enum Extra {
 pub const ROUTES: usize = 100;
 /// Requests a second that limits of [`Extra::Everything`] allow: they count, and refuse nothing.
 const LIMIT: u32 = 1_000_000;
+/// Percent of requests that are traced with [`Extra::Everything`].
+const TRACED: u32 = 1;
 
 /// What clients and origins speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +185,8 @@ pub struct Hop<'a> {
     pub calls: Wire,
     /// Whether it is the one that clients call.
     pub first: bool,
+    /// Where it tells of traces, when it does everything.
+    pub sink: Option<SocketAddr>,
 }
 
 impl Hop<'_> {
@@ -236,6 +246,8 @@ pub struct Chain {
     pub entry: SocketAddr,
     /// Calling side first. None for no proxy.
     pub processes: Vec<Process>,
+    // Ends after those who tell it.
+    sink: Option<Sink>,
 }
 
 impl Chain {
@@ -248,9 +260,12 @@ impl Chain {
         origin: SocketAddr,
         work: &Path,
     ) -> Result<Self> {
-        let mut chain = Self { entry: origin, processes: Vec::new() };
+        let mut chain = Self { entry: origin, processes: Vec::new(), sink: None };
         if subject == Subject::None {
             return Ok(chain);
+        }
+        if task.extra == Extra::Everything && subject.traces() {
+            chain.sink = Some(Sink::start().await?);
         }
         for hop in (0..task.hops).rev() {
             let directory = work.join(format!("{}-{hop}", subject.name()));
@@ -264,6 +279,7 @@ impl Chain {
                 accepts: if hop == 0 { task.enters } else { Wire::Mtls },
                 next: chain.entry,
                 first: hop == 0,
+                sink: chain.sink.as_ref().map(Sink::address),
                 calls: if hop + 1 < task.hops { Wire::Mtls } else { Wire::Plain },
             };
             let log = directory.join("log");

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use weft_bench::certificates::{Files, identity};
 
-use super::{Hop, LIMIT, Speaks, Wire};
+use super::{Hop, LIMIT, Speaks, TRACED, Wire};
 
 pub(super) fn command(hop: &Hop<'_>, program: &Path) -> Result<Command> {
     let path = hop.write("weft.yaml", &config(hop))?;
@@ -21,6 +21,9 @@ fn config(hop: &Hop<'_>) -> String {
         hop.everything(),
         hop.task.connections.max(10_000) + 100
     );
+    if let Some(sink) = hop.sink {
+        text += &format!("tracing: {{endpoint: \"http://{sink}\", sampling: {TRACED}}}\n");
+    }
     match (hop.accepts, hop.calls) {
         (Wire::Mtls, _) => text += &certificate(&hop.certificates.back),
         (_, Wire::Mtls) => text += &certificate(&hop.certificates.front),
