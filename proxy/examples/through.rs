@@ -8,6 +8,7 @@
 //! - `mesh`: client, a proxy, mTLS, a proxy, server.
 //! - `outbound`: client, the proxy of the client, server.
 //! - `inbound`: client, the proxy of the server, server.
+//! - `traced`: as `mesh`, and both proxies tell the collector at `WEFT_COLLECTOR` of every trace that begins.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is the report")]
 
@@ -62,6 +63,13 @@ impl Way {
                 let at = mesh.front.outbound;
                 Some((vec![mesh.front, mesh.back], at))
             }
+            "traced" => {
+                let collector = std::env::var("WEFT_COLLECTOR").ok()?.parse().ok()?;
+                let mesh = Mesh::traced(self.server, collector, "100", change);
+                self.declare(&mesh.back);
+                let at = mesh.front.outbound;
+                Some((vec![mesh.front, mesh.back], at))
+            }
             "outbound" => {
                 let node = plain(&[self.server], change);
                 let at = node.outbound;
@@ -91,7 +99,7 @@ fn main() {
         let opened = Way::parse(&argument).and_then(|way| way.open().map(|opened| (way, opened)));
         let Some((way, (started, at))) = opened else {
             eprintln!(
-                "not understood: {argument} (wanted: mesh|outbound|inbound:NAME[/PROTOCOL]=ADDRESS:PORT)"
+                "not understood: {argument} (wanted: mesh|traced|outbound|inbound:NAME[/PROTOCOL]=ADDRESS:PORT)"
             );
             std::process::exit(64);
         };

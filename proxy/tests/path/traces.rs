@@ -64,7 +64,7 @@ async fn counted(node: &Node, line: &str) -> bool {
 #[tokio::test]
 async fn two_hops_are_one_trace_and_each_is_the_others_parent() {
     let ((app, _), (told, collected)) = (apps::echo().await, collector().await);
-    let mesh = Mesh::traced(app, told, "100");
+    let mesh = Mesh::traced(app, told, "100", |_| {});
     let got = fetch(mesh.front.outbound, get("/cart/7?secret=1")).await;
     let spans = collected.wait(2).await;
     let (client, server) = (of(&spans, CLIENT), of(&spans, SERVER));
@@ -96,7 +96,7 @@ async fn two_hops_are_one_trace_and_each_is_the_others_parent() {
 #[tokio::test]
 async fn http2_carries_a_trace_as_well() {
     let ((app, _), (told, collected)) = (apps::echo().await, collector().await);
-    let mesh = Mesh::traced(app, told, "100");
+    let mesh = Mesh::traced(app, told, "100", |_| {});
     let mut client = Http2::connect(mesh.front.outbound).await;
     for _ in 0..3 {
         assert_eq!(client.send(get("/")).await.unwrap().status, 200);
@@ -112,7 +112,7 @@ async fn http2_carries_a_trace_as_well() {
 #[tokio::test]
 async fn a_callers_own_decision_is_followed() {
     let ((app, _), (told, collected)) = (apps::echo().await, collector().await);
-    let mesh = Mesh::traced(app, told, "0");
+    let mesh = Mesh::traced(app, told, "0", |_| {});
     let parent = format!("00-{TRACE}-{CALLER}-01");
     let got =
         fetch(mesh.front.outbound, with(&[("traceparent", &parent), ("tracestate", "congo=t61rcWkgMzE")]))
@@ -122,7 +122,7 @@ async fn a_callers_own_decision_is_followed() {
     assert_eq!(of(&spans, CLIENT).parent, CALLER);
     assert_eq!(seen(&got.text(), "tracestate").unwrap(), "congo=t61rcWkgMzE");
 
-    let mesh = Mesh::traced(app, told, "100");
+    let mesh = Mesh::traced(app, told, "100", |_| {});
     let parent = format!("00-{TRACE}-{CALLER}-00");
     let got = fetch(mesh.front.outbound, with(&[("traceparent", &parent), ("tracestate", "a=1")])).await;
     assert_eq!(seen(&got.text(), "traceparent").unwrap(), parent);
@@ -171,7 +171,7 @@ async fn what_cannot_be_read_is_a_new_trace() {
 #[tokio::test]
 async fn b3_goes_on_as_b3() {
     let ((app, _), (told, collected)) = (apps::echo().await, collector().await);
-    let mesh = Mesh::traced(app, told, "0");
+    let mesh = Mesh::traced(app, told, "0", |_| {});
     let got = fetch(mesh.front.outbound, with(&[("b3", &format!("{TRACE}-{CALLER}-1"))])).await;
     let spans = collected.wait(2).await;
     let (client, server) = (of(&spans, CLIENT), of(&spans, SERVER));
@@ -240,7 +240,7 @@ async fn retries_are_events_and_what_fails_is_an_error_with_its_reason() {
 #[tokio::test]
 async fn a_websockets_span_ends_when_it_does() {
     let ((app, _), (told, collected)) = (apps::websocket().await, collector().await);
-    let mesh = Mesh::traced(app, told, "100");
+    let mesh = Mesh::traced(app, told, "100", |_| {});
     let mut stream = TcpStream::connect(mesh.front.outbound).await.unwrap();
     stream
         .write_all(b"GET /chat HTTP/1.1\r\nhost: back\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")

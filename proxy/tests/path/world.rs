@@ -360,11 +360,18 @@ impl Mesh {
     }
 
     /// The same, and both tell a collector of traces.
-    pub fn traced(app: SocketAddr, collector: SocketAddr, sampling: &str) -> Self {
+    pub fn traced(
+        app: SocketAddr,
+        collector: SocketAddr,
+        sampling: &str,
+        change: impl FnOnce(&mut v1::Service),
+    ) -> Self {
         let ca = Ca::new();
         let [front, back] = ["front", "back"].map(|account| Node::traced(&ca, account, collector, sampling));
         back.redirect(Direction::Inbound, app);
-        front.serve(service(&[back.inbound], Some("back")));
+        let mut service = service(&[back.inbound], Some("back"));
+        change(&mut service);
+        front.serve(service);
         Self { ca, front, back }
     }
 
