@@ -231,6 +231,7 @@ fn the_documentation_lists_every_metric_and_no_other() {
     metrics.ejected(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
     metrics.adaptive([("shop/back:80", 10)].into_iter());
     metrics.checked("shop/back:80", "passed");
+    metrics.spans(Told::Sent, 1);
     metrics.intercepted("ipv4", true);
     metrics.unhealthy(&[v1::Ejection { service: "shop/back:80".into(), ..Default::default() }]);
     let text = metrics.encode();
