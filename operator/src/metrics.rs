@@ -127,6 +127,8 @@ pub struct Metrics {
     pub leaf_expiry: Gauge<i64, AtomicI64>,
     /// 1 on the leader.
     pub leader: Gauge,
+    /// TLS handshakes that failed: a certificate that is not of the mesh, an older TLS, or none at all.
+    pub failed_handshakes: Counter,
     /// Fetches of keys of issuers.
     pub key_fetches: Family<Fetched, Counter>,
     /// Writes to the status of resources.
@@ -155,6 +157,7 @@ impl Default for Metrics {
             root_expiry: Gauge::default(),
             leaf_expiry: Gauge::default(),
             leader: Gauge::default(),
+            failed_handshakes: Counter::default(),
             key_fetches: Family::default(),
             status_writes: Counter::default(),
             audit_dropped: Counter::default(),
@@ -217,6 +220,8 @@ impl Default for Metrics {
         r.register("leader", "1 on the replica that leads", all.leader.clone());
         let dropped = "Audit events that were dropped because nobody read them fast enough";
         r.register("audit_dropped", dropped, all.audit_dropped.clone());
+        let failed = "TLS handshakes that failed or took too long";
+        r.register("failed_handshakes", failed, all.failed_handshakes.clone());
         r.register(
             "key_fetches",
             "Fetches of the keys of issuers of tokens (jwksUri)",

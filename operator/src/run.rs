@@ -66,6 +66,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         store,
         fleet: Arc::new(Fleet::default()),
         limits: Arc::default(),
+        missed: Arc::default(),
         authority: Arc::clone(&authority),
         serving: Arc::new(serving),
         metrics,
@@ -110,7 +111,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::spawn(serve::run(Arc::clone(&shared), Arc::new(ApiServer(writer.clone())), listener));
 
     let fetcher = keys::fetch::Fetcher::new();
-    tasks.spawn(keys::keep(Arc::clone(&shared.store), Arc::clone(&shared.metrics), fetcher));
+    let (store, metrics, missed) = (&shared.store, &shared.metrics, &shared.missed);
+    tasks.spawn(keys::keep(Arc::clone(store), Arc::clone(metrics), Arc::clone(missed), fetcher));
     tasks.spawn(checks::keep(Arc::clone(&shared), settings.clone()));
     let leader = Leader {
         client: client.clone(),

@@ -15,7 +15,8 @@ use tonic::Streaming;
 use weft_api::v1::config_client::ConfigClient;
 use weft_api::v1::from_proxy::Message;
 use weft_api::v1::{
-    Ack, Checked, CheckedEndpoint, Ejection, Ejections, FromProxy, Hello, Rejection, Subscribe, ToProxy,
+    Ack, Checked, CheckedEndpoint, Ejection, Ejections, FromProxy, Hello, KeysMissed, Rejection, Subscribe,
+    ToProxy,
 };
 
 use crate::backoff::Backoff;
@@ -43,6 +44,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 const EJECTIONS_EVERY: Duration = Duration::from_secs(1);
+/// Between two reports of keys that are missing.
+const KEYS_EVERY: Duration = Duration::from_secs(2);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Ten thousand services with a hundred endpoints each would fit; anything more is a mistake.
 const MAX_UPDATE: usize = 128 << 20;
@@ -172,6 +175,7 @@ impl Control {
         let mut told = Told::default();
         let mut ejection_changes = self.store.load().ejection_changes();
         let mut report_at = Some(Instant::now());
+        let (mut keys_at, mut keys_told) = (None, None::<Instant>);
         let mut demands = Demands::new();
         demands.follow(&self.store.load());
         let mut expiry = interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
@@ -215,12 +219,28 @@ impl Control {
                         to_operator.tell(Message::Checked(checked)).await?;
                     }
                 }
+                () = self.store.keys_missed(), if keys_at.is_none() => {
+                    let now = Instant::now();
+                    keys_at = Some(keys_told.map_or(now, |last| (last + KEYS_EVERY).max(now)));
+                }
+                () = at(keys_at) => {
+                    (keys_at, keys_told) = (None, Some(Instant::now()));
+                    if let Some(missed) = self.missed() {
+                        to_operator.tell(Message::KeysMissed(missed)).await?;
+                    }
+                }
                 _ = expiry.tick() => {
                     self.store.expire();
                     self.forget_services(&told);
                 }
             }
         }
+    }
+
+    fn missed(&self) -> Option<KeysMissed> {
+        let workload = self.store.load().workload.clone()?;
+        let key_sources = workload.tokens.as_ref()?.missed();
+        (!key_sources.is_empty()).then_some(KeysMissed { key_sources })
     }
 
     async fn open(&self) -> Result<(ToOperator, Streaming<ToProxy>), StreamError> {

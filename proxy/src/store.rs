@@ -38,6 +38,7 @@ pub struct SnapshotStore {
     changed: watch::Sender<u64>,
     uses: Mutex<Uses>,
     asked: Notify,
+    keys_missed: Notify,
     waiting: AtomicUsize,
 }
 
@@ -80,6 +81,7 @@ impl SnapshotStore {
             changed: watch::Sender::new(0),
             uses: Mutex::default(),
             asked: Notify::new(),
+            keys_missed: Notify::new(),
             waiting: AtomicUsize::new(0),
         }
     }
@@ -191,6 +193,16 @@ impl SnapshotStore {
     /// For the control task while it has no stream: waits until something is asked, and leaves it to be taken.
     pub async fn asked(&self) {
         self.asked.notified().await;
+    }
+
+    /// A token came whose key its issuer does not have, as far as is known.
+    pub fn miss_keys(&self) {
+        self.keys_missed.notify_one();
+    }
+
+    /// For the control task: waits for such tokens. Cancel safe.
+    pub async fn keys_missed(&self) {
+        self.keys_missed.notified().await;
     }
 
     /// Whether an address is wanted.

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
@@ -153,6 +154,10 @@ pub struct Issuer {
     pub claim_headers: Vec<(HeaderName, Vec<String>)>,
     /// The application gets the token.
     pub forward: bool,
+    /// Where the operator fetches the keys; empty: they are given.
+    pub key_source: String,
+    /// A token named a key that is not among them, since somebody last looked.
+    pub missed: AtomicBool,
 }
 
 /// A token, and in which of the places it was.
@@ -252,6 +257,14 @@ impl Tokens {
     #[must_use]
     pub const fn message(&self) -> &v1::Tokens {
         &self.message
+    }
+
+    /// Where keys are fetched that tokens have named in vain since the last call.
+    #[must_use]
+    pub fn missed(&self) -> Vec<String> {
+        let missed = |issuer: &&Issuer| issuer.missed.swap(false, Ordering::Relaxed);
+        let fetched = self.issuers.iter().filter(|issuer| !issuer.key_source.is_empty());
+        fetched.filter(missed).map(|issuer| issuer.key_source.clone()).collect()
     }
 
     /// Looks for a request's token, takes away what only the proxy may say, and says it. `None`: it bears none.
@@ -375,6 +388,8 @@ impl Issuer {
             candidates = self.keys.iter().filter(|key| key.kid.is_empty()).collect();
         }
         if candidates.is_empty() {
+            // No more than a mark: whoever makes up names must not make anybody work.
+            self.missed.store(true, Ordering::Relaxed);
             return Err(Flaw::UnknownKey);
         }
         candidates.retain(|key| key.algorithm == jose.algorithm);

@@ -55,7 +55,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, done: mpsc::Sender<i
             continue;
         };
         let acceptor = TlsAcceptor::from(Arc::clone(&shared.serving.current().server));
-        let done = done.clone();
+        let (done, metrics) = (done.clone(), Arc::clone(&shared.metrics));
         shared.tasks.spawn(async move {
             let _handshake = handshake;
             // Small messages must not wait for each other.
@@ -64,8 +64,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, done: mpsc::Sender<i
                 Ok(Ok(tls)) => {
                     let _ = done.send(Ok(Connection { tls, _open: open })).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%from, error = %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%from, "TLS handshake took too long"),
+                Ok(Err(error)) => {
+                    metrics.failed_handshakes.inc();
+                    tracing::debug!(%from, error = %error, "TLS handshake failed");
+                }
+                Err(_) => {
+                    metrics.failed_handshakes.inc();
+                    tracing::debug!(%from, "TLS handshake took too long");
+                }
             }
         });
     }

@@ -31,6 +31,7 @@ pub use session::{MAX_ADDRESSES, Refusal, Session, bundle_source};
 
 use crate::ca::Authority;
 use crate::ca::serving::Serving;
+use crate::keys::Missed;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use fleet::Fleet;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub fleet: Arc<Fleet>,
     /// What they are asked for under limits that they share.
     pub limits: Arc<Limits>,
+    /// Keys of issuers that they lack.
+    pub missed: Arc<Missed>,
     /// Signs.
     pub authority: Arc<Authority>,
     /// The operator's own certificate.

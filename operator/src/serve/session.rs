@@ -145,6 +145,14 @@ impl Session {
         self.workload.as_ref().is_some_and(|workload| compile::limits::keeps(workload, id))
     }
 
+    /// Whether the pod takes tokens by keys that are fetched there.
+    #[must_use]
+    pub fn takes_keys_of(&self, source: &str) -> bool {
+        let tokens = self.workload.as_ref().and_then(|workload| workload.tokens.as_ref());
+        !source.is_empty()
+            && tokens.is_some_and(|tokens| tokens.issuers.iter().any(|issuer| issuer.key_source == source))
+    }
+
     /// Every topic that is joined.
     pub fn all_topics(&self) -> impl Iterator<Item = &Topic> {
         self.topics.keys()

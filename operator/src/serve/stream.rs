@@ -17,6 +17,7 @@ use super::peer::{Peer, peer};
 use super::session::Session;
 use super::wire::Update;
 use crate::index::Key;
+use crate::keys::MAX_SETS;
 use crate::store::{Mailbox, View};
 
 /// A connection that says nothing is not a proxy.
@@ -233,6 +234,14 @@ impl Subscriber {
             }
             Message::Checked(checked) => {
                 self.member.checked(checked.unhealthy);
+                Ok(())
+            }
+            Message::KeysMissed(missed) => {
+                for source in missed.key_sources.into_iter().take(MAX_SETS) {
+                    if self.session.takes_keys_of(&source) {
+                        self.shared.missed.note(source);
+                    }
+                }
                 Ok(())
             }
         }

@@ -354,6 +354,64 @@ async fn what_the_own_checks_found_is_reported_whole() {
     }
 }
 
+/// Whoever makes up names of keys gains a message every two seconds; and of keys that are given there is nothing to fetch.
+#[tokio::test]
+async fn keys_that_tokens_name_in_vain_are_told_now_and_then_where_they_are_fetched() {
+    use crate::token::tests::ONE;
+    let mut operator = Operator::start();
+    let proxy = start(&operator).await;
+    let mut session = opened(&mut operator).await;
+    let fetched = v1::TokenIssuer { key_source: "https://one.example/keys".into(), ..ONE.message() };
+    let given = v1::TokenIssuer { issuer: "https://given.example".into(), ..ONE.message() };
+    let tokens = Some(v1::Tokens { issuers: vec![fetched, given], level: 1 });
+    session
+        .send(ToProxy {
+            workload: Some(v1::Workload { tokens, ..workload() }),
+            version: 1,
+            ..Default::default()
+        })
+        .await;
+    let own = loop {
+        if let Some(tokens) = proxy.store().load().workload.as_ref().and_then(|own| own.tokens.clone()) {
+            break tokens;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    let ask = |issuer: &str, kid: &str| {
+        let mut claims = ONE.claims("alice");
+        claims["iss"] = issuer.into();
+        let header = serde_json::json!({"alg": "ES256", "kid": kid});
+        let bearer = format!("Bearer {}", ONE.sign_as("ES256", &header, &claims));
+        let mut headers = http::HeaderMap::new();
+        headers.insert("authorization", bearer.parse().unwrap());
+        let (mut uri, mut memory) = ("/".parse().unwrap(), crate::token::memory::Memory::default());
+        let seen = own.of_request(&mut headers, &mut uri, crate::token::now(), &mut memory, |_| ());
+        if matches!(seen, Some(crate::token::Seen::Bad(crate::token::Flaw::UnknownKey))) {
+            proxy.store().miss_keys();
+            true
+        } else {
+            false
+        }
+    };
+    assert!(ask("https://given.example", "made-up") && !ask("https://one.example", "es"));
+    let began = Instant::now();
+    let mut times = Vec::new();
+    while began.elapsed() < KEYS_EVERY + Duration::from_millis(500) {
+        assert!(ask("https://one.example", &format!("made-up-{}", times.len())));
+        if let Ok(message) = timeout(Duration::from_millis(5), session.next()).await {
+            match message {
+                Message::KeysMissed(missed) => {
+                    assert_eq!(missed.key_sources, ["https://one.example/keys"]);
+                    times.push(began.elapsed());
+                }
+                Message::Ack(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(times.len() == 2 && times[1] - times[0] >= KEYS_EVERY - Duration::from_millis(200), "{times:?}");
+}
+
 #[tokio::test]
 async fn dropped_addresses_leave_the_snapshot_and_stale_services_are_forgotten() {
     let mut operator = Operator::start();

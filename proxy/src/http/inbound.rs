@@ -262,7 +262,12 @@ impl Inbound {
         *request.uri_mut() = uri;
         exchange.record.token = seen;
         match exchange.record.token {
-            Some(Seen::Bad(flaw)) => Some(flaw),
+            Some(Seen::Bad(flaw)) => {
+                if flaw == Flaw::UnknownKey {
+                    self.worker.proxy.store.miss_keys();
+                }
+                Some(flaw)
+            }
             _ => None,
         }
     }

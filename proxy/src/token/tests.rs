@@ -16,7 +16,7 @@ pub(crate) mod issuer;
 
 use issuer::{ALGORITHMS, Issuer as Signer, base64url};
 
-static ONE: LazyLock<Signer> = LazyLock::new(|| Signer::new("https://one.example"));
+pub(crate) static ONE: LazyLock<Signer> = LazyLock::new(|| Signer::new("https://one.example"));
 static OTHER: LazyLock<Signer> = LazyLock::new(|| Signer::new("https://other.example"));
 
 fn tokens(issuers: Vec<v1::TokenIssuer>) -> Arc<Tokens> {

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::index::testing::{index_of, requests};
-use crate::keys::keep;
+use crate::keys::{AGAIN, Missed, keep};
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -208,7 +208,7 @@ async fn a_set_that_is_wanted_is_fetched_again_until_it_is_there_and_forgotten_w
     let store = Arc::new(Store::new(index_of([]), Arc::clone(&metrics)));
     let crate::index::testing::Object::Requests(given) = resource else { panic!("it is one") };
     let key = given.key.clone();
-    let keeping = tokio::spawn(keep(Arc::clone(&store), Arc::clone(&metrics), fetcher()));
+    let keeping = tokio::spawn(keep(Arc::clone(&store), Arc::clone(&metrics), Arc::default(), fetcher()));
     store.apply(crate::index::Change::Apply(given));
     let missing = || {
         store.view(|view| {
@@ -243,5 +243,43 @@ async fn a_set_that_is_wanted_is_fetched_again_until_it_is_there_and_forgotten_w
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(store.view(|view| view.index.is_empty()));
+    keeping.abort();
+}
+
+/// A thousand proxies that meet made-up names of keys are one fetch every ten seconds, and of that set only.
+#[tokio::test]
+async fn keys_that_are_missed_are_fetched_sooner_but_only_now_and_then() {
+    let (at, asked) = server(vec![answer("200 OK", "", KEYS)]).await;
+    let (other, others) = server(vec![answer("200 OK", "", KEYS)]).await;
+    let uri = |at: SocketAddr| format!("http://{at}/keys");
+    let spec = json!({ "issuers": [{ "issuer": "a", "jwksUri": uri(at) }, { "issuer": "b", "jwksUri": uri(other) }] });
+    let metrics = Arc::new(Metrics::default());
+    let store = Arc::new(Store::new(index_of([]), Arc::clone(&metrics)));
+    let crate::index::testing::Object::Requests(given) = requests("shop/users", 1, spec) else {
+        panic!("it is one")
+    };
+    let missed = Arc::new(Missed::default());
+    let keeping = tokio::spawn(keep(store.clone(), metrics, Arc::clone(&missed), fetcher()));
+    store.apply(crate::index::Change::Apply(given));
+    let both = || (asked.load(Ordering::SeqCst), others.load(Ordering::SeqCst));
+    let until = async |wanted: (usize, usize)| {
+        for _ in 0..2000 {
+            if both() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?}, not {wanted:?}", both());
+    };
+    until((1, 1)).await;
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < AGAIN / 2 {
+        missed.note(uri(at));
+        missed.note("http://made.up.example/keys".into());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(both(), (1, 1), "not before its time");
+    until((2, 1)).await;
+    assert!(began.elapsed() + Duration::from_secs(1) > AGAIN, "{:?}", began.elapsed());
     keeping.abort();
 }

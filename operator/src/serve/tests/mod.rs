@@ -79,6 +79,7 @@ impl Operator {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
             limits: Arc::default(),
+            missed: Arc::default(),
             authority,
             serving: Arc::new(serving),
             metrics,

@@ -13,7 +13,7 @@ use weft_api::v1::from_proxy::Message;
 use weft_api::v1::peers_client::PeersClient;
 use weft_api::v1::{
     Ack, AppliedRequest, Checked, CheckedEndpoint, ChecksRequest, Ejection, Ejections, FromProxy, Hello,
-    MtlsMode, Rejection, Subscribe, ToProxy, address::Target,
+    KeysMissed, MtlsMode, Rejection, Subscribe, ToProxy, address::Target,
 };
 
 use super::{Operator, certificate_of, connect};
@@ -478,4 +478,33 @@ async fn only_replicas_may_ask_for_checks() {
     };
     assert_eq!(ask(FRONT).await.unwrap_err(), Code::PermissionDenied);
     ask("spiffe://cluster.local/ns/weft-system/sa/weft-operator").await.unwrap();
+}
+
+/// A proxy speaks for the keys of its own pod's issuers only.
+#[tokio::test]
+async fn only_keys_that_the_own_pod_is_told_of_are_asked_for_again() {
+    let keys = "http://keys.shop/own";
+    let own = json!({ "issuers": [{ "issuer": "a", "jwksUri": keys }] });
+    let others = json!({ "selector": { "matchLabels": { "app": "back" } }, "issuers": [{ "issuer": "b", "jwksUri": "http://keys.shop/others" }] });
+    let mut objects = shop();
+    objects.extend([requests("shop/own", 0, own), requests("shop/others", 1, others)]);
+    let operator = Operator::start(objects).await;
+    let mut proxy = front(&operator).await;
+    let told = proxy.next().await.unwrap().workload.unwrap().tokens.unwrap();
+    assert!(told.issuers.iter().any(|issuer| issuer.key_source == keys));
+    let sources = ["http://keys.shop/others", keys, "", "http://made.up.example"];
+    let missed = KeysMissed { key_sources: sources.map(str::to_owned).into() };
+    proxy.say(Message::KeysMissed(missed)).await;
+    let mut noted = std::collections::BTreeSet::new();
+    for _ in 0..500 {
+        noted.extend(operator.shared.missed.take());
+        if !noted.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // What comes after it was heard after it.
+    proxy.say(Message::KeysMissed(KeysMissed::default())).await;
+    noted.extend(operator.shared.missed.take());
+    assert_eq!(noted.into_iter().collect::<Vec<_>>(), [keys]);
 }

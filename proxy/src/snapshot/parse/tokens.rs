@@ -2,6 +2,7 @@
 //! token that the whole refuses. Keys are parsed here, once. It keeps nothing itself.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use weft_api::v1;
 
@@ -91,6 +92,8 @@ fn issuer(message: &v1::TokenIssuer) -> Result<Issuer> {
             Ok((header_name("header", &given.header)?, claim("claim", &given.claim)?))
         })?,
         forward: message.forward,
+        key_source: message.key_source.clone(),
+        missed: AtomicBool::new(false),
     })
 }
 

@@ -1,0 +1,68 @@
+//! A stranger calls the webhook. API servers show it no certificate, so that it cannot tell who asks; what it answers changes
+//! nothing, is counted, and is told to auditors.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use weft_e2e::{Injection, chart, eventually, scenario};
+
+use super::ground::{Attacker, SOON};
+
+const REVIEWS: &str = "weft_webhook_reviews_total";
+
+fn ask(attacker: &Attacker<'_>, path: &str, body: &[u8]) -> Result<(String, String)> {
+    attacker.put("/tmp/review", body)?;
+    let said = attacker.run(&format!(
+        "curl -s -k -m 10 -H 'content-type: application/json' --data-binary @/tmp/review -w '\\n%{{http_code}}' https://weft-webhook.{}.svc{path}",
+        chart::NAMESPACE
+    ))?;
+    let (body, status) = said.rsplit_once('\n').unwrap_or_default();
+    Ok((status.trim().to_owned(), body.to_owned()))
+}
+
+#[test]
+fn a_stranger_at_the_webhook_changes_nothing_and_is_counted_and_told_of() {
+    scenario("webhook-stranger", Injection::Label, |ns| {
+        let attacker = Attacker::deploy(ns)?;
+        let count = |labels: &[&str]| attacker.count_of("weft-webhook", REVIEWS, labels);
+        let malformed = count(&["outcome=\"Malformed\""])?;
+        for (path, body, expected) in [
+            ("/mutate/pods", b"no review".to_vec(), "400"),
+            ("/validate", b"{}".to_vec(), "400"),
+            ("/validate", vec![b'['; 100_000], "400"),
+            ("/metrics", b"{}".to_vec(), "404"),
+        ] {
+            let (status, said) = ask(&attacker, path, &body)?;
+            ensure!(status == expected, "{path}: {status} {said}");
+        }
+        ensure!(count(&["outcome=\"Malformed\""])? >= malformed + 3, "they are not counted");
+
+        // A review as the API server sends them, with a name to find it by.
+        let policy = json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": "planted", "namespace": ns.name }, "spec": { "action": "Allow" } });
+        let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "stranger", "operation": "CREATE", "namespace": ns.name, "name": "planted",
+            "kind": { "group": "weft.dev", "version": "v1alpha1", "kind": "AuthorizationPolicy" },
+            "resource": { "group": "weft.dev", "version": "v1alpha1", "resource": "authorizationpolicies" },
+            "userInfo": { "username": "stranger-who-says-admin" }, "object": policy } });
+        let of_kind = ["kind=\"AuthorizationPolicy\""];
+        let before = count(&of_kind)?;
+        let (status, said) = ask(&attacker, "/validate", review.to_string().as_bytes())?;
+        ensure!(status == "200", "{status} {said}");
+        let answer: Value = serde_json::from_str(&said)?;
+        ensure!(answer["response"]["allowed"] == true && answer["response"]["patch"].is_null(), "{said}");
+        ensure!(count(&of_kind)? > before, "it is not counted");
+        let all = ns.cluster.objects(&ns.name, "authorizationpolicies", "")?;
+        ensure!(all.is_empty(), "the stranger has made {all:?}");
+        eventually("auditors are told of it", SOON, || {
+            let mut told = String::new();
+            for pod in chart::pods(ns.cluster, "weft-webhook")? {
+                told += &ns.cluster.logs(chart::NAMESPACE, &pod, "webhook", 2000);
+            }
+            let event = told
+                .lines()
+                .find(|line| line.contains("\"log\":\"audit\"") && line.contains("stranger-who-says-admin"));
+            ensure!(event.is_some_and(|line| line.contains(&ns.name)), "no event of it");
+            Ok(())
+        })
+    });
+}
