@@ -97,6 +97,12 @@ pub struct Who {
     /// SPIFFE id, proved by mTLS or given by the certificate.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub identity: String,
+    /// `iss` of the request's token (JWT), which was verified.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub token_issuer: String,
+    /// `sub` of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub token_subject: String,
     /// User of the Kubernetes API.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,

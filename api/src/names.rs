@@ -66,6 +66,8 @@ pub const CA_STATUS: &str = "weft-ca-status";
 pub const OPERATOR: &str = "weft-operator";
 /// ServiceAccount, Service and Deployment of the webhook.
 pub const WEBHOOK: &str = "weft-webhook";
+/// DaemonSet of the CNI plugin.
+pub const CNI: &str = "weft-cni";
 /// MutatingWebhookConfiguration that injects.
 pub const INJECTOR_CONFIGURATION: &str = "weft-injector";
 /// ValidatingWebhookConfiguration for Weft's own resources.

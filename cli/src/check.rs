@@ -1,5 +1,6 @@
 //! `weft check`: observe (this file), judge (`judge.rs`, pure), print. Repairs nothing.
 
+mod cni;
 mod judge;
 mod roots;
 
@@ -69,13 +70,28 @@ async fn observe(client: &Client, weft: &str) -> Observed {
     let (crds, namespaces, pods) =
         (Api::all(client.clone()), Api::all(client.clone()), Api::all(client.clone()));
     let bundles = Api::all(client.clone());
+    let plugin = Api::namespaced(client.clone(), weft);
     let everything = ListParams::default();
     let bundle_name = ListParams::default().fields(&format!("metadata.name={}", names::BUNDLE_CONFIGMAP));
-    let (server, crds, operator, webhook, injector, validator, bundle, namespaces, bundles, pods, resources) = tokio::join!(
+    let (
+        server,
+        crds,
+        operator,
+        webhook,
+        cni,
+        injector,
+        validator,
+        bundle,
+        namespaces,
+        bundles,
+        pods,
+        resources,
+    ) = tokio::join!(
         client.apiserver_version(),
         list(&crds, &everything),
         operators.get_opt(names::OPERATOR),
         webhooks.get_opt(names::WEBHOOK),
+        plugin.get_opt(names::CNI),
         injector.get_opt(names::INJECTOR_CONFIGURATION),
         validator.get_opt(names::VALIDATOR_CONFIGURATION),
         bundle.get_opt(names::BUNDLE_CONFIGMAP),
@@ -93,6 +109,7 @@ async fn observe(client: &Client, weft: &str) -> Observed {
         crds: seen(crds),
         operator: seen(operator),
         webhook: seen(webhook),
+        cni: seen(cni),
         injector: seen(injector),
         validator: seen(validator),
         bundle: seen(bundle),

@@ -73,6 +73,11 @@ pub fn proxy_ready(pod: &Pod) -> bool {
     proxy_status(pod).is_some_and(|s| s.ready)
 }
 
+/// Whether the proxy's process runs, ready or not.
+pub fn proxy_runs(pod: &Pod) -> bool {
+    proxy_status(pod).and_then(|s| s.state.as_ref()).is_some_and(|state| state.running.is_some())
+}
+
 /// How often the proxy was started again.
 pub fn proxy_restarts(pod: &Pod) -> i32 {
     proxy_status(pod).map_or(0, |s| s.restart_count)

@@ -1,5 +1,5 @@
 //! What auditors hear of a request or connection that a policy of theirs allowed or denied: pure, from the record as far as it
-//! is filled in. Neither a query nor a header is in it, but the host that was named and the id of the request.
+//! is filled in. Neither a query nor a header is in it, but the host that was named and the id of the request; of a token, whose it is.
 
 use std::sync::Arc;
 
@@ -7,11 +7,16 @@ use weft_api::audit::{By, Event, Kind, Outcome, What, Who, text};
 
 use crate::authorize::{Named, Refusal, Verdict};
 use crate::record::{Party, RequestRecord, TcpRecord};
+use crate::token::Seen;
 
 /// `None`: no policy wants it.
 pub(crate) fn request(record: &RequestRecord) -> Option<Event> {
     let mut event = decision(record.authorization.as_deref()?)?;
     event.who = who(&record.source, record.client.ip());
+    if let Some(token) = record.token.as_ref().and_then(Seen::good) {
+        event.who.token_issuer = text(&token.claims.issuer);
+        event.who.token_subject = token.claims.subject.as_deref().map(text).unwrap_or_default();
+    }
     let host = record.host.as_ref().map(|host| String::from_utf8_lossy(host.as_bytes()));
     event.what = What {
         kind: "request".into(),

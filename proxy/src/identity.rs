@@ -147,7 +147,8 @@ fn answer(status: Answer) -> SignError {
 }
 
 /// Two thirds into what is left, up to `early` (a share, for jitter) sooner.
-fn renewal(now: SystemTime, not_after: SystemTime, early: f64) -> SystemTime {
+#[must_use]
+pub fn renewal(now: SystemTime, not_after: SystemTime, early: f64) -> SystemTime {
     let left = not_after.duration_since(now).unwrap_or_default();
     now + left.mul_f64(2.0 / 3.0 * (1.0 - early))
 }

@@ -192,6 +192,8 @@ pub struct Verified {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// Which one has issued it.
     issuer: usize,
+    /// When it is good no more, leeway included; in seconds since 1970.
+    pub until: i64,
 }
 
 /// What was found of a request's token.
@@ -359,7 +361,8 @@ impl Tokens {
         }
         let header = |(name, claim): &(HeaderName, Vec<String>)| Some((name.clone(), claims.header(claim)?));
         let headers = issuer.claim_headers.iter().filter_map(header).collect();
-        Ok(Verified { headers, policy: Arc::clone(&issuer.policy), issuer: number, claims })
+        let until = claims.expires.saturating_add(issuer.leeway);
+        Ok(Verified { headers, policy: Arc::clone(&issuer.policy), issuer: number, until, claims })
     }
 
     /// Removes what only the proxy may say, in every spelling that an application may take for it: CGI, WSGI, Rack and PHP hand

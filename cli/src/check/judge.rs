@@ -1,12 +1,12 @@
 //! From what was observed to findings, each with a remedy. Pure; the order is that in which one would repair.
 
-use super::roots;
+use super::{cni, roots};
 use crate::mesh_pod::{self, Membership};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -29,6 +29,8 @@ pub struct Observed {
     pub crds: Seen<Vec<CustomResourceDefinition>>,
     pub operator: Seen<Option<Deployment>>,
     pub webhook: Seen<Option<Deployment>>,
+    /// The CNI plugin's, where there is one.
+    pub cni: Seen<Option<DaemonSet>>,
     pub injector: Seen<Option<MutatingWebhookConfiguration>>,
     pub validator: Seen<Option<ValidatingWebhookConfiguration>>,
     /// The trust bundle in Weft's own namespace.
@@ -76,10 +78,10 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
-fn ok(subject: &str, message: impl Into<String>) -> Finding {
+pub(super) fn ok(subject: &str, message: impl Into<String>) -> Finding {
     Finding { level: Level::Ok, subject: subject.to_owned(), message: message.into(), remedy: None }
 }
-fn warn(subject: &str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+pub(super) fn warn(subject: &str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding {
         level: Level::Warn,
         subject: subject.to_owned(),
@@ -87,7 +89,7 @@ fn warn(subject: &str, message: impl Into<String>, remedy: impl Into<String>) ->
         remedy: Some(remedy.into()),
     }
 }
-fn fail(subject: &str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+pub(super) fn fail(subject: &str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding {
         level: Level::Fail,
         subject: subject.to_owned(),
@@ -95,7 +97,7 @@ fn fail(subject: &str, message: impl Into<String>, remedy: impl Into<String>) ->
         remedy: Some(remedy.into()),
     }
 }
-fn unreadable(subject: &str, error: &str) -> Finding {
+pub(super) fn unreadable(subject: &str, error: &str) -> Finding {
     fail(subject, format!("cannot be read: {error}"), "check the kubeconfig's permissions and the connection")
 }
 
@@ -108,6 +110,7 @@ pub fn judge(o: &Observed) -> Vec<Finding> {
     let mut findings = vec![server, definitions(&o.crds)];
     findings.push(deployment("operator", names::OPERATOR, &o.operator, &o.weft_namespace));
     findings.push(deployment("webhook", names::WEBHOOK, &o.webhook, &o.weft_namespace));
+    findings.extend(cni::plugin(&o.cni, &o.pods, &o.weft_namespace));
     findings.push(versions(o));
     let (bundle, roots) = trust_bundle(o);
     findings.push(bundle);
@@ -358,12 +361,13 @@ fn members(o: &Observed) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (namespace, pods) in &by_namespace {
         let has_bundle = o.bundles.is_err() || bundled.contains(namespace);
-        findings.extend(member(namespace, pods, has_bundle, &o.weft_namespace));
+        findings.extend(member(namespace, pods, has_bundle, o));
     }
     findings
 }
 
-fn member(namespace: &str, pods: &[(&Pod, Membership)], has_bundle: bool, weft: &str) -> Vec<Finding> {
+fn member(namespace: &str, pods: &[(&Pod, Membership)], has_bundle: bool, o: &Observed) -> Vec<Finding> {
+    let weft = &o.weft_namespace;
     let subject = format!("namespace {namespace}");
     let mut findings = Vec::new();
     if !has_bundle {
@@ -387,7 +391,21 @@ fn member(namespace: &str, pods: &[(&Pod, Membership)], has_bundle: bool, weft: 
     };
     let injected: Vec<&Pod> =
         pods.iter().filter(|(_, m)| *m == Membership::Injected).map(|(p, _)| *p).filter(live).collect();
-    let unready: Vec<String> = injected
+    let (missed, others): (Vec<&Pod>, Vec<&Pod>) =
+        injected.iter().partition(|pod| cni::missed(pod, o.now_unix_s));
+    if !missed.is_empty() {
+        let names: Vec<String> = missed.iter().map(|pod| pod.name_any()).collect();
+        findings.push(fail(
+            &subject,
+            format!(
+                "{} pod(s) that the CNI plugin has to redirect are not ready, so it has probably missed them: {}",
+                names.len(),
+                some_of(&names)
+            ),
+            format!("kubectl -n {namespace} delete pod {}: they are made anew with their rules", names.join(" ")),
+        ));
+    }
+    let unready: Vec<String> = others
         .iter()
         .filter(|p| !mesh_pod::proxy_ready(p))
         .map(|p| match mesh_pod::proxy_trouble(p) {

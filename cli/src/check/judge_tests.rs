@@ -67,6 +67,7 @@ fn healthy() -> Observed {
         .into()),
         operator: Ok(Some(deployment(2, 2, "0.1.0"))),
         webhook: Ok(Some(deployment(2, 2, "0.1.0"))),
+        cni: Ok(None),
         injector: Ok(Some(serde_json::from_value(webhooks(&["a", "b", "c"], Some(&pem), "Fail")).unwrap())),
         validator: Ok(Some(serde_json::from_value(webhooks(&["v"], Some(&pem), "Fail")).unwrap())),
         bundle: Ok(Some(bundle("weft-system", &pem))),
@@ -178,6 +179,62 @@ fn pods_without_a_proxy_and_proxies_that_are_not_ready_are_named() {
         judge(&observed).into_iter().filter(|f| f.subject == "namespace shop").collect();
     assert!(found.iter().any(|f| f.level == Level::Warn && f.message.contains("old")));
     assert!(found.iter().any(|f| f.level == Level::Fail && f.message.contains("slow")));
+}
+
+#[test]
+fn a_plugin_that_is_not_on_every_node_is_told_and_the_pods_that_it_missed_are_named() {
+    let set = |ready: i32, nodes: i32| -> Seen<Option<DaemonSet>> {
+        let status = json!({ "currentNumberScheduled": nodes, "desiredNumberScheduled": nodes, "numberMisscheduled": 0, "numberReady": ready });
+        Ok(Some(
+            serde_json::from_value(json!({ "metadata": { "name": "weft-cni" }, "status": status })).unwrap(),
+        ))
+    };
+    let of = |cni| only(&Observed { cni, ..healthy() }, "cni");
+    assert_eq!(of(set(3, 3)).level, Level::Ok);
+    let some = of(set(2, 3));
+    assert!(some.level == Level::Warn && some.message.contains("2 of 3 nodes"), "{some:?}");
+    for none in [of(set(0, 3)), of(set(0, 0)), of(Err("no".into()))] {
+        assert_eq!(none.level, Level::Fail, "{none:?}");
+    }
+    assert!(judge(&healthy()).iter().all(|found| found.subject != "cni"), "nobody has asked for it");
+
+    // Running and not ready for long; just made; not running; redirected by its own init container.
+    let made = |name: &str, age: i64, running: bool, annotated: bool| {
+        let mut pod = pod(name, json!({}), true);
+        let at = k8s_openapi::jiff::Timestamp::from_second(healthy().now_unix_s - age).unwrap();
+        pod.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        if annotated {
+            pod.annotations_mut().insert(names::REDIRECTION.into(), "{}".into());
+        }
+        let proxy = &mut pod.status.as_mut().unwrap().init_container_statuses.as_mut().unwrap()[0];
+        proxy.ready = false;
+        let state = if running {
+            json!({ "running": {} })
+        } else {
+            json!({ "waiting": { "reason": "ImagePullBackOff" } })
+        };
+        proxy.state = serde_json::from_value(state).unwrap();
+        pod
+    };
+    let pods = vec![
+        made("missed-1", 300, true, true),
+        made("missed-2", 31, true, true),
+        made("young", 5, true, true),
+        made("pulling", 300, false, true),
+        made("other", 300, true, false),
+    ];
+    let found = judge(&Observed { cni: set(1, 1), pods: Ok(pods.clone()), ..healthy() });
+    let [missed, rest] = &found.iter().filter(|f| f.subject == "namespace shop").collect::<Vec<_>>()[..]
+    else {
+        panic!("{found:?}")
+    };
+    assert!(missed.level == Level::Fail && missed.message.contains("2 pod(s)"), "{missed:?}");
+    let remedy = missed.remedy.as_ref().unwrap();
+    assert!(remedy.contains("kubectl -n shop delete pod missed-1 missed-2:"), "{remedy}");
+    assert!(["young", "pulling", "other"].iter().all(|name| rest.message.contains(name)), "{rest:?}");
+    // Without the plugin nobody writes their rules.
+    let gone = only(&Observed { pods: Ok(pods), ..healthy() }, "cni");
+    assert!(gone.level == Level::Fail && gone.message.contains("4 pod(s)"), "{gone:?}");
 }
 
 #[test]

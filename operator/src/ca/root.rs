@@ -16,8 +16,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 const OURS: &str = "Weft";
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 pub(super) const END: &str = "-----END CERTIFICATE-----";
-/// Clocks of nodes differ.
-pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// Clocks of nodes differ. Of two that are each within five minutes of the right time, one may be ten minutes ahead of the other.
+pub const BACKDATE: Duration = Duration::from_secs(10 * 60);
 
 /// Why a root cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,15 @@ impl Root {
     /// # Errors
     /// When there is no randomness.
     pub fn generate(trust_domain: &TrustDomain, lifetime: Duration) -> Result<Self, BadRoot> {
-        let now = SystemTime::now();
+        Self::generate_at(trust_domain, lifetime, SystemTime::now())
+    }
+
+    /// The same, by another clock.
+    pub(super) fn generate_at(
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, BadRoot> {
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, OURS);
         name.push(DnType::CommonName, format!("Weft root of {trust_domain}"));

@@ -1,19 +1,24 @@
-//! A request that has changed its protocol lasts as long as its connection. Looks again, whenever the configuration changes,
-//! whether the own workload would still let it in. It ends nothing itself.
+//! A request that has changed its protocol lasts as long as its connection. Looks again, whenever the configuration changes and when
+//! its token expires, whether the own workload would still let it in. It ends nothing itself.
 
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Uri};
+use tokio::time::sleep;
 use weft_api::{Identity, Reason};
 
 use super::inbound::Peer;
 use crate::authorize::Asked;
 use crate::snapshot::{MtlsMode, Workload};
 use crate::tcp::End;
-use crate::token::Verified;
+use crate::token::{self, Flaw, Verified};
 use crate::worker::Worker;
+
+/// The clock is looked at this often: it may be set.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
 
 /// What was asked for, and by whom.
 pub(super) struct Recheck {
@@ -25,7 +30,7 @@ pub(super) struct Recheck {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
-    /// As it was good when the request came.
+    /// As it was good when the request came; none once it has expired.
     token: Option<Arc<Verified>>,
 }
 
@@ -55,17 +60,26 @@ impl Recheck {
     }
 
     /// Waits until it would not be let in any more.
-    pub(super) async fn forbidden(self) -> End {
-        let store = &self.worker.proxy.store;
+    pub(super) async fn forbidden(mut self) -> End {
+        let worker = Rc::clone(&self.worker);
+        let store = &worker.proxy.store;
         let mut changed = store.changed();
         loop {
+            // From then on it is as if there had been none: whether one is needed is the policies' matter.
+            let expired = self.token.take_if(|token| token.until <= token::now()).is_some();
             let workload = store.load().workload.clone();
-            if let Some(end) = self.end(workload.as_deref()) {
+            if let Some(mut end) = self.end(workload.as_deref()) {
+                if expired && end.authorization.is_some() {
+                    end.error = Flaw::Expired.error();
+                }
                 return end;
             }
             drop(workload);
-            if changed.changed().await.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                changed = changed.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = expiry(self.token.as_deref()) => {}
             }
         }
     }
@@ -82,5 +96,13 @@ impl Recheck {
         let verdict = admitted.request(&asked).verdict;
         let error = verdict.refused.as_ref()?.error();
         Some(End { error, authorization: verdict.noted() })
+    }
+}
+
+/// Waits until a token has expired.
+async fn expiry(token: Option<&Verified>) {
+    let Some(token) = token else { return std::future::pending().await };
+    while let Ok(left @ 1..) = u64::try_from(token.until.saturating_sub(token::now())) {
+        sleep(Duration::from_secs(left).min(LOOK_AT_CLOCK)).await;
     }
 }

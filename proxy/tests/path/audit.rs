@@ -9,6 +9,7 @@ use weft_api::v1::{self, AuthorizationAction as Action, authorization_path::Path
 use crate::apps;
 use crate::authorization::{enforce, from, policy, rule, said, to};
 use crate::clients::{fetch, get, post};
+use crate::tokens::{ONE, take};
 use crate::world::{Mesh, Node, identity};
 
 const PLANTED: &str = "planted-secret";
@@ -82,6 +83,36 @@ async fn each_decision_of_a_policy_for_auditors_is_told_and_nothing_secret_with_
     let all = events(&mesh.back);
     assert_eq!(all.len(), 4, "one for each decision: {all:#?}");
     assert!(!serde_json::to_string(&all).unwrap().contains(PLANTED), "a secret is told: {all:#?}");
+}
+
+#[tokio::test]
+async fn whose_token_it_was_is_told_and_never_the_token() {
+    let (app, _) = apps::echo().await;
+    let mesh = Mesh::to(app);
+    let no = rule(vec![], vec![to(&[Path::Prefix("/no".into())])]);
+    let policies = vec![
+        audited(policy("all", Action::Allow, vec![rule(vec![], vec![])])),
+        audited(policy("no", Action::Deny, vec![no])),
+    ];
+    take(&mesh.back, vec![ONE.message()], policies);
+    let token = ONE.token("es", "alice");
+    for (path, expected) in [("/yes", (200, "")), ("/no", (403, "policy-denied"))] {
+        let mut request = get(path);
+        let bearer = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        assert_eq!(said(&fetch(mesh.front.outbound, request).await), expected);
+        let event = told(&mesh.back, |e| e["what"]["path"] == path).await;
+        let who = &event["who"];
+        assert_eq!((&who["token_issuer"], &who["token_subject"]), (&json!(ONE.name), &json!("alice")));
+        assert_eq!(who["identity"], identity("front").to_string(), "who called stays another question");
+    }
+    assert_eq!(said(&fetch(mesh.front.outbound, get("/without")).await), (200, ""));
+    let event = told(&mesh.back, |e| e["what"]["path"] == "/without").await;
+    assert!(event["who"]["token_subject"].is_null(), "{event}");
+    let all = serde_json::to_string(&events(&mesh.back)).unwrap();
+    for part in token.split('.') {
+        assert!(!all.contains(part), "a part of the token is told: {all}");
+    }
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub fn of(issuers: Vec<v1::TokenIssuer>) -> v1::Tokens {
     v1::Tokens { issuers, level: 1 }
 }
 
-fn take(node: &Node, issuers: Vec<v1::TokenIssuer>, policies: Vec<v1::AuthorizationPolicy>) {
+pub fn take(node: &Node, issuers: Vec<v1::TokenIssuer>, policies: Vec<v1::AuthorizationPolicy>) {
     node.workload("back", |own| {
         own.tokens = Some(of(issuers));
         own.authorization = Some(v1::Authorization { policies, level: 2 });
@@ -318,6 +318,53 @@ async fn a_websocket_ends_when_its_token_is_not_allowed_any_more() {
     let ended = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut buffer)).await.unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     mesh.back.log.find(|line| line["reason"] == "policy-denied").await;
+}
+
+/// Where the policy needs the token, what was made of it lasts as long as the token does; where it does not, on.
+#[tokio::test]
+async fn a_websocket_ends_when_the_token_that_it_needs_expires() {
+    let (app, _) = apps::websocket().await;
+    let mesh = Mesh::to(app);
+    let mut issuer = ONE.message();
+    issuer.leeway_ms = 1000;
+    let needed =
+        vec![policy("users", Action::Allow, vec![rule(vec![principal(None, Some("alice"))], vec![])])];
+    take(&mesh.back, vec![issuer.clone()], needed);
+    let open = async || {
+        let mut claims = ONE.claims("alice");
+        claims["exp"] = (now() + 3).into();
+        let head = format!(
+            "GET /ws HTTP/1.1\r\nhost: back\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            ONE.sign("es", claims)
+        );
+        let mut stream = TcpStream::connect(mesh.front.outbound).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut buffer = vec![0; 4096];
+        let n = stream.read(&mut buffer).await.unwrap();
+        assert!(buffer[..n].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&buffer[..n]));
+        stream
+    };
+    let (mut stream, began) = (open().await, std::time::Instant::now());
+    let mut buffer = [0; 5];
+    stream.write_all(b"hello").await.unwrap();
+    stream.read_exact(&mut buffer).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.read(&mut buffer)).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    // Three seconds, one of leeway; the clock counts whole ones.
+    assert!(began.elapsed() > Duration::from_millis(2500), "{:?}", began.elapsed());
+    mesh.back.log.find(|line| line["reason"] == "token-expired" && line["code"] == 101).await;
+    let text = mesh.back.metrics.encode();
+    assert!(
+        text.lines().any(|l| l.starts_with("weft_requests_total") && l.contains("token-expired")),
+        "{text}"
+    );
+
+    take(&mesh.back, vec![issuer], vec![policy("all", Action::Allow, vec![rule(vec![], vec![])])]);
+    let mut stream = open().await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    stream.write_all(b"hello").await.unwrap();
+    stream.read_exact(&mut buffer).await.unwrap();
+    assert_eq!(&buffer, b"hello");
 }
 
 #[tokio::test]
