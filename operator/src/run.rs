@@ -23,6 +23,7 @@ use crate::checks;
 use crate::index::Index;
 use crate::keys;
 use crate::leader::Leader;
+use crate::leader::events::Events;
 use crate::metrics::Metrics;
 use crate::serve::fleet::Fleet;
 use crate::serve::review::ApiServer;
@@ -62,11 +63,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let serving = Serving::new(Arc::clone(&authority), settings.trust_domain.clone(), &settings.namespace)
         .context("the operator's own certificate cannot be made")?;
     let audit = audit(&settings, &metrics);
+    let (refusals, refused) = serve::refusals::Refusals::new();
     let shared = Arc::new(Shared {
         store,
         fleet: Arc::new(Fleet::default()),
         limits: Arc::default(),
         missed: Arc::default(),
+        refusals,
         authority: Arc::clone(&authority),
         serving: Arc::new(serving),
         metrics,
@@ -110,6 +113,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut server =
         tokio::spawn(serve::run(Arc::clone(&shared), Arc::new(ApiServer(writer.clone())), listener));
 
+    tasks.spawn(serve::refusals::write(refused, Events::new(&writer, &settings.pod_name)));
     let fetcher = keys::fetch::Fetcher::new();
     let (store, metrics, missed) = (&shared.store, &shared.metrics, &shared.missed);
     tasks.spawn(keys::keep(Arc::clone(store), Arc::clone(metrics), Arc::clone(missed), fetcher));

@@ -5,7 +5,7 @@ mod bundle;
 mod changes;
 mod conditions;
 mod ejections;
-mod events;
+pub(crate) mod events;
 mod lease;
 pub(crate) mod limits;
 mod mirror;

@@ -7,6 +7,7 @@ pub mod limits;
 mod pace;
 pub mod peer;
 mod peers;
+pub mod refusals;
 pub mod review;
 mod session;
 mod sign;
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use fleet::Fleet;
 use limits::Limits;
+use refusals::Refusals;
 use review::Reviewer;
 
 /// A client that does not answer a ping in time is gone.
@@ -54,6 +56,8 @@ pub struct Shared {
     pub limits: Arc<Limits>,
     /// Keys of issuers that they lack.
     pub missed: Arc<Missed>,
+    /// Certificates that were refused to pods.
+    pub refusals: Refusals,
     /// Signs.
     pub authority: Arc<Authority>,
     /// The operator's own certificate.

@@ -204,6 +204,11 @@ impl<R: Reviewer> Service for Signer<R> {
         let decided = self.decide(request.into_inner(), client, &mut pod).await;
         let told = decided.as_ref().map(|response| response.identity.as_str()).map_err(|(reason, _)| *reason);
         self.shared.audit.event(issuance(told, pod.as_ref(), client));
+        if let (Err((reason, status)), Some(pod)) = (&decided, &pod)
+            && matches!(reason, Refused::Pod | Refused::Rate)
+        {
+            self.shared.refusals.tell(pod, status.message());
+        }
         let pod = pod.map(|pod| pod.key.to_string()).unwrap_or_default();
         match decided {
             Ok(response) => {

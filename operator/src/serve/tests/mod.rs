@@ -27,6 +27,7 @@ use weft_api::audit::{Audit, Component};
 use weft_api::lines::sink::Sink;
 
 use super::fleet::Fleet;
+use super::refusals::{Refusal, Refusals};
 use super::review::{BoundPod, ReviewError, Reviewer};
 use super::{Shared, run};
 use crate::ca::serving::Serving;
@@ -60,6 +61,8 @@ struct Operator {
     at: SocketAddr,
     /// What auditors were told.
     told: Sink,
+    /// What Events would be written of.
+    refused: tokio::sync::mpsc::Receiver<Refusal>,
 }
 
 impl Operator {
@@ -75,11 +78,13 @@ impl Operator {
         let authority = Arc::new(Authority::new(root, Duration::from_secs(3600)));
         let serving = Serving::new(Arc::clone(&authority), domain, OWN).unwrap();
         let told = Sink::default();
+        let (refusals, refused) = Refusals::new();
         let shared = Arc::new(Shared {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
             limits: Arc::default(),
             missed: Arc::default(),
+            refusals,
             authority,
             serving: Arc::new(serving),
             metrics,
@@ -92,7 +97,7 @@ impl Operator {
         let at = listener.local_addr().unwrap();
         let answers = Arc::new(Answers::default());
         tokio::spawn(run(Arc::clone(&shared), Arc::clone(&answers), listener));
-        let operator = Self { shared, answers, at, told };
+        let operator = Self { shared, answers, at, told, refused };
         for object in objects {
             operator.apply(object);
         }

@@ -189,7 +189,7 @@ async fn wrong_tokens_pods_and_requests_are_refused_with_a_sentence() {
 #[tokio::test]
 async fn a_pod_that_asks_without_end_is_slowed_down_and_others_are_not() {
     let objects = vec![pod("shop/back-1", "back", "10.0.0.1"), pod("shop/front-1", "front", "10.0.0.2")];
-    let operator = Operator::start(objects).await;
+    let mut operator = Operator::start(objects).await;
     knows(&operator, "mad", bound("shop/back-1", "uid-back-1", "back"));
     knows(&operator, "calm", bound("shop/front-1", "uid-front-1", "front"));
     for _ in 0..10 {
@@ -200,6 +200,10 @@ async fn a_pod_that_asks_without_end_is_slowed_down_and_others_are_not() {
     assert!(refused.message().contains("try again in"), "{refused}");
     assert_eq!(refusals(&operator, Refused::Rate), 1);
     sign(&operator, "calm", csr()).await.unwrap();
+    let told = operator.refused.try_recv().unwrap();
+    assert_eq!((told.pod.key.to_string(), told.why.contains("try again in")), ("shop/back-1".into(), true));
+    sign(&operator, "nobody", csr()).await.unwrap_err();
+    assert!(operator.refused.try_recv().is_err(), "of a token that nobody believes there is no pod");
 }
 
 #[tokio::test]
