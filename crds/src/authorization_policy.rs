@@ -121,15 +121,16 @@ pub struct Rule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
-        "(has(self.identities) && size(self.identities) > 0) || (has(self.namespaces) && size(self.namespaces) > 0) || (has(self.ipBlocks) && size(self.ipBlocks) > 0) || (has(self.requestPrincipals) && size(self.requestPrincipals) > 0)"
+        "(has(self.identities) && size(self.identities) > 0) || (has(self.namespaces) && size(self.namespaces) > 0) || (has(self.trustDomains) && size(self.trustDomains) > 0) || (has(self.ipBlocks) && size(self.ipBlocks) > 0) || (has(self.requestPrincipals) && size(self.requestPrincipals) > 0)"
     ).message(
-        "an entry of from names nobody: give it identities, namespaces, ipBlocks or requestPrincipals; for everybody leave from out"
+        "an entry of from names nobody: give it identities, namespaces, trustDomains, ipBlocks or requestPrincipals; for everybody leave from out"
     )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// SPIFFE ids, as mTLS proves them: `spiffe://cluster.local/ns/shop/sa/front`. One `*` stands for whole segments at the end
-    /// (`spiffe://cluster.local/ns/shop/*`) or at the beginning (`*/sa/front`); `*` alone is every caller of the mesh.
+    /// (`spiffe://cluster.local/ns/shop/*`) or at the beginning (`*/sa/front`); `*` alone is every caller of the mesh. Callers of
+    /// federated trust domains are allowed only where that domain is written out; one `*` in its place denies and audits them too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 320)))]
     #[x_kube(
@@ -150,6 +151,17 @@ pub struct Source {
         )
     )]
     pub namespaces: Vec<String>,
+    /// Trust domains of callers, as mTLS proves them: the mesh's own, or federated ones (TrustDomain). Whoever is of a federated
+    /// one is let in only by an `Allow` policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 255)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(name, name.matches('^[a-z0-9._-]+$'))").message(
+            "from[].trustDomains lists something that is not a trust domain: write its name alone, for example partner.example"
+        )
+    )]
+    pub trust_domains: Vec<String>,
     /// Blocks of addresses, or single ones, of the other end of the connection: `10.0.0.0/8`, `2001:db8::/32`. What a header says
     /// of addresses (X-Forwarded-For) never counts; behind a NodePort or a load balancer it may be a node's address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -59,7 +59,7 @@ fn decision(verdict: &Verdict) -> Option<Event> {
             Refusal::NoneAllows(names) => {
                 event.policies.push(By { policy: Arc::clone(names), rule: Arc::default(), action: "allow" });
             }
-            Refusal::Path(_) => {}
+            Refusal::Abroad(_) | Refusal::Path(_) => {}
         }
     }
     Some(event)

@@ -5,10 +5,10 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{HeaderMap, Method, Uri};
-use weft_api::{Identity, Reason, v1};
+use weft_api::{Identity, Reason, TrustDomain, v1};
 
 use crate::error::Error;
 use crate::path;
@@ -98,8 +98,11 @@ pub struct Principal {
 /// Any of each list that is not empty, and of every such list.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
-    /// SPIFFE ids, and such that stand for many: "*", "spiffe://domain/ns/a/*", "*/sa/b".
+    /// SPIFFE ids, and such that stand for many: "*", "spiffe://domain/ns/a/*", "*/sa/b". An asterisk in the place of the trust
+    /// domain lets in nobody of another one; it does deny them, and is noted for them.
     pub identities: Vec<String>,
+    /// Of callers.
+    pub trust_domains: Vec<String>,
     /// Of callers of the own trust domain.
     pub namespaces: Vec<String>,
     /// Of the other end of the connection.
@@ -148,6 +151,8 @@ pub enum Refusal {
     Rule(Arc<Named>),
     /// There are policies that allow something, these, and none of them allows it.
     NoneAllows(Arc<str>),
+    /// The caller is of this other trust domain, and no policy allows it.
+    Abroad(TrustDomain),
     /// Policies look at the path, and servers do not agree what it means.
     Path(&'static str),
 }
@@ -158,7 +163,7 @@ impl Refusal {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Path(_) => Reason::BadRequest,
-            Self::Rule(_) | Self::NoneAllows(_) => Reason::PolicyDenied,
+            Self::Rule(_) | Self::NoneAllows(_) | Self::Abroad(_) => Reason::PolicyDenied,
         }
     }
 
@@ -177,6 +182,12 @@ impl fmt::Display for Refusal {
             }
             Self::NoneAllows(names) => {
                 write!(f, "no rule of the policies that allow something fits: {names}")
+            }
+            Self::Abroad(domain) => {
+                write!(
+                    f,
+                    "the caller is of trust domain {domain}, of which no policy lets anybody in who asks for this"
+                )
             }
             Self::Path(what) => {
                 write!(f, "the path has {what}, and policies of this workload look at paths")
@@ -269,8 +280,13 @@ impl Authorization {
     #[must_use]
     pub fn new(own: &str, policies: &[Policy], message: v1::Authorization) -> Self {
         let (mut rules, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
+        // Those of policies that allow something begin here, and end there.
+        let mut granting = 0..0;
         let mut ends = [0; 5];
         for (this, end) in ends.iter_mut().enumerate() {
+            if this == 2 {
+                granting = from.len()..from.len();
+            }
             // Of several that deny, the first is named: if there is one for auditors, that one.
             let (first, second): (Vec<_>, Vec<_>) =
                 policies.iter().filter(|policy| class(policy) == this).partition(|policy| policy.audit);
@@ -291,6 +307,9 @@ impl Authorization {
                 }
             }
             *end = to.len();
+            if this == 3 {
+                granting.end = from.len();
+            }
         }
         let audited = |policy: &&Policy| policy.audit && !policy.dry_run && policy.action != Action::Audit;
         let mut targets = Vec::with_capacity(to.len());
@@ -303,7 +322,7 @@ impl Authorization {
             of_http: Bits::of(targets.iter().map(looks)),
             of_paths: Bits::of(to.iter().map(|(_, target, _)| !target.paths.is_empty())),
             rule_of: to.iter().map(|(number, ..)| *number).collect(),
-            sources: Sources::new(own, &from),
+            sources: Sources::new(own, &from, granting),
             targets: Targets::new(&targets),
             rules,
             ends,
@@ -328,6 +347,15 @@ impl Authorization {
         Self::new("", &[nobody], v1::Authorization::default())
     }
 
+    /// For callers of another trust domain, where no policy selects the workload: they have to be let in by one.
+    #[must_use]
+    pub fn of_strangers() -> &'static Arc<Self> {
+        // Everybody who asks it is a stranger to it.
+        static NONE: LazyLock<Arc<Authorization>> =
+            LazyLock::new(|| Arc::new(Authorization::new("", &[], v1::Authorization::default())));
+        &NONE
+    }
+
     /// What it was read from.
     #[must_use]
     pub const fn message(&self) -> &v1::Authorization {
@@ -345,6 +373,10 @@ impl Authorization {
         Admitted {
             paths: paths(0, deny) || paths(deny_dry, allow),
             paths_dry: paths(deny, deny_dry) || paths(allow, allow_dry),
+            abroad: caller
+                .map(|caller| &caller.trust_domain)
+                .filter(|domain| domain.as_str() != self.sources.own())
+                .cloned(),
             authorization: Arc::clone(self),
             targets,
         }
@@ -361,7 +393,14 @@ impl Authorization {
     }
 
     /// `fitting`: targets that fit as far as the index goes; `deny` and `allow`: whether their rules fit wholly.
-    fn judge(&self, fitting: &Bits, deny: impl Fn(usize) -> bool, allow: impl Fn(usize) -> bool) -> Verdict {
+    /// `abroad`: the caller is of that other trust domain, so that somebody has to allow it.
+    fn judge(
+        &self,
+        fitting: &Bits,
+        abroad: Option<&TrustDomain>,
+        deny: impl Fn(usize) -> bool,
+        allow: impl Fn(usize) -> bool,
+    ) -> Verdict {
         let [end_deny, end_deny_dry, end_allow, end_allow_dry, end] = self.ends;
         let denied = |from, to| {
             let mut fitting = fitting.within(from..to);
@@ -389,6 +428,10 @@ impl Authorization {
         if let Some(names) = self.allowing.as_ref().filter(|_| !is_allowed) {
             verdict.refused = Some(Refusal::NoneAllows(Arc::clone(names)));
             verdict.refusal_audited = self.allowing_audited;
+            return verdict;
+        }
+        if let Some(domain) = abroad.filter(|_| !is_allowed) {
+            verdict.refused = Some(Refusal::Abroad(domain.clone()));
             return verdict;
         }
         if self.allowing_audited {
@@ -460,6 +503,7 @@ fn or_any<T: Clone + Default>(given: &[T]) -> impl Iterator<Item = T> + '_ {
 pub struct Admitted {
     authorization: Arc<Authorization>,
     targets: Bits,
+    abroad: Option<TrustDomain>,
     paths: bool,
     paths_dry: bool,
 }
@@ -542,7 +586,7 @@ impl Admitted {
                     Condition::Claim(claim) => claim.fits(asked.claims),
                 })
             };
-            own.judge(fitting, deny, allow)
+            own.judge(fitting, self.abroad.as_ref(), deny, allow)
         })
     }
 
@@ -551,6 +595,6 @@ impl Admitted {
     #[must_use]
     pub fn opaque(&self) -> Verdict {
         let own = &self.authorization;
-        own.judge(&self.targets, |_| true, |target| !own.of_http.has(target))
+        own.judge(&self.targets, self.abroad.as_ref(), |_| true, |target| !own.of_http.has(target))
     }
 }

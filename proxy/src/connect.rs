@@ -106,6 +106,15 @@ fn failed(error: io::Error) -> Error {
 }
 
 impl Upstream {
+    /// What was agreed on with the peer; `None`: it is spoken to in plaintext.
+    #[must_use]
+    pub fn session(&self) -> Option<&rustls::CommonState> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => Some(tls.get_ref().1),
+        }
+    }
+
     /// The socket, to look whether the peer has closed.
     #[must_use]
     pub fn socket(&self) -> RawFd {

@@ -12,11 +12,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use weft_api::TrustDomain;
+use weft_api::spiffe::ParseError;
 use weft_api::v1::config_client::ConfigClient;
 use weft_api::v1::from_proxy::Message;
 use weft_api::v1::{
-    Ack, Checked, CheckedEndpoint, Ejection, Ejections, FromProxy, Hello, KeysMissed, Rejection, Subscribe,
-    ToProxy,
+    Ack, Checked, CheckedEndpoint, Ejection, Ejections, Federation, FromProxy, Hello, KeysMissed, Rejection,
+    Subscribe, ToProxy,
 };
 
 use crate::backoff::Backoff;
@@ -27,7 +29,7 @@ use crate::settings::Settings;
 use crate::snapshot::{Snapshot, Target};
 use crate::status::Status;
 use crate::store::{Changes, SnapshotStore};
-use crate::tls::{Bundle, Tls};
+use crate::tls::{Bundle, Foreign, Tls};
 
 mod demands;
 #[cfg(test)]
@@ -303,6 +305,11 @@ impl Control {
                 rejections.push(Rejection { resource: "roots".to_owned(), message: chain(&error) });
             }
         }
+        if let Some(federation) = &update.federation
+            && let Err(message) = federate(&self.tls, federation)
+        {
+            rejections.push(Rejection { resource: "federation".to_owned(), message });
+        }
         for rejection in &rejections {
             tracing::warn!(resource = %rejection.resource, reason = %rejection.message, "configuration rejected, the last good one stays");
         }
@@ -331,6 +338,19 @@ impl Control {
             self.store.publish(rest);
         }
     }
+}
+
+/// Takes the bundles of other trust domains, all or none.
+fn federate(tls: &Tls, federation: &Federation) -> Result<(), String> {
+    let mut foreign = Foreign::new();
+    for bundle in &federation.bundles {
+        let domain: TrustDomain = bundle.trust_domain.parse().map_err(|e: ParseError| e.to_string())?;
+        let roots = bundle.roots_der.iter().map(|der| der.to_vec().into()).collect();
+        if foreign.insert(domain, roots).is_some() {
+            return Err(format!("trust domain {} has two bundles", bundle.trust_domain));
+        }
+    }
+    tls.set_foreign(foreign).map_err(|error| chain(&error))
 }
 
 impl Names {

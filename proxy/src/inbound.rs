@@ -23,7 +23,7 @@ use crate::error::{Error, find};
 use crate::forward::Abort;
 use crate::hello::ClientHello;
 use crate::http::exchange::Exchange;
-use crate::http::inbound::{Inbound, Peer};
+use crate::http::inbound::{Disowned, Inbound, Peer};
 use crate::http::{Wire, headers, server};
 use crate::original_dst::{OriginalDst, canonical};
 use crate::prefixed::Prefixed;
@@ -32,7 +32,7 @@ use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{MtlsMode, Protocol, Snapshot};
 use crate::tcp::{self, End, Opaque};
-use crate::tls::{Ahead, Alpn, peer_identity};
+use crate::tls::{Abroad, Ahead, Alpn, peer_identity};
 use crate::worker::Worker;
 
 /// A client that has not spoken by then may be waiting for the application to speak first. Longer than for outgoing
@@ -190,7 +190,7 @@ impl<'a> Connection<'a> {
                 return None;
             }
         };
-        let (peer, alpn) = match verified(&tls) {
+        let (peer, alpn) = match verified(&tls, &self.worker.proxy.identity) {
             Ok(verified) => verified,
             Err(error) => {
                 self.refuse(error.reason(), error.detail().as_deref());
@@ -200,7 +200,7 @@ impl<'a> Connection<'a> {
         match alpn {
             Alpn::Http1 => Some(self.http(Wire::Http1, tls, peer)),
             Alpn::Http2 => Some(self.http(Wire::Http2, tls, peer)),
-            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(peer.caller()) => {
+            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(Some(&peer)) => {
                 self.tunnelled(tls, peer).await
             }
             Alpn::Tcp => Some(Box::pin(self.copy_of(peer, tls))),
@@ -216,7 +216,7 @@ impl<'a> Connection<'a> {
             opaque.record.source = party.clone();
             opaque.record.mtls = true;
         }
-        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, peer.caller())) {
+        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, Some(&peer))) {
             return opaque.refuse(&error);
         }
         match Box::pin(tcp::dial_plain(self.worker, self.original)).await {
@@ -226,15 +226,16 @@ impl<'a> Connection<'a> {
     }
 
     /// What the policies say of opaque bytes. Where there are none: nothing.
-    fn ask(&self, snapshot: &Snapshot, caller: Option<&Identity>) -> Option<Verdict> {
-        let policies = snapshot.workload.as_ref()?.authorization.as_ref()?;
+    fn ask(&self, snapshot: &Snapshot, peer: Option<&Peer>) -> Option<Verdict> {
+        let policies = peer.unwrap_or(&Peer::Outside).policies(snapshot.workload.as_deref())?;
+        let caller = peer.and_then(Peer::caller);
         Some(policies.admit(caller, self.peer.ip(), self.original.port()).opaque())
     }
 
     /// Whether opaque bytes of a caller are refused. An HTTP request may pass all the same; and where they are not refused, none
     /// would be.
-    fn closed_to(&self, caller: Option<&Identity>) -> bool {
-        self.ask(&self.snapshot, caller).is_some_and(|verdict| verdict.refused.is_some())
+    fn closed_to(&self, peer: Option<&Peer>) -> bool {
+        self.ask(&self.snapshot, peer).is_some_and(|verdict| verdict.refused.is_some())
     }
 
     /// Whether requests to this port are limited. Then nothing passes that is not read as a request: an HTTP request in opaque
@@ -340,21 +341,29 @@ impl<'a> Connection<'a> {
 
     /// Waits until the bytes of a peer are not allowed here any more.
     async fn forbidden(&self, peer: &Peer) -> End {
-        let store = &self.worker.proxy.store;
-        let mut changed = store.changed();
+        let proxy = &self.worker.proxy;
+        let store = &proxy.store;
+        let (mut changed, mut bundles) = (store.changed(), proxy.tls.changed());
         let port = self.original.port();
         loop {
+            if !peer.is_trusted(&proxy.tls) {
+                return End { error: Error::new(Reason::ClientCertificate, Disowned), authorization: None };
+            }
             let snapshot = store.load();
             let mode = snapshot.workload.as_ref().map_or(MtlsMode::Strict, |own| own.mtls_for(port));
             if matches!(peer, Peer::Outside) && mode == MtlsMode::Strict {
                 return End { error: Reason::MtlsRequired.into(), authorization: None };
             }
-            let verdict = self.ask(&snapshot, peer.caller()).unwrap_or_default();
+            let verdict = self.ask(&snapshot, Some(peer)).unwrap_or_default();
             if let Some(refusal) = &verdict.refused {
                 return End { error: refusal.error(), authorization: verdict.noted() };
             }
             drop(snapshot);
-            if changed.changed().await.is_err() {
+            let told = tokio::select! {
+                told = changed.changed() => told,
+                told = bundles.changed(), if peer.is_abroad() => told,
+            };
+            if told.is_err() {
                 return std::future::pending().await;
             }
         }
@@ -404,14 +413,15 @@ async fn configured(worker: &Rc<Worker>) -> Arc<Snapshot> {
 }
 
 /// Who the client is, and what is inside.
-fn verified<IO>(tls: &TlsStream<IO>) -> Result<(Peer, Alpn), Error> {
+fn verified<IO>(tls: &TlsStream<IO>, own: &Identity) -> Result<(Peer, Alpn), Error> {
     let session = tls.get_ref().1;
     let identity = peer_identity(session.peer_certificates().unwrap_or_default())
         .map_err(|e| Error::new(Reason::ClientCertificate, e))?;
     let alpn =
         session.alpn_protocol().and_then(Alpn::of_wire).ok_or_else(|| Error::from(Reason::TlsHandshake))?;
     let value = headers::identity_value(&identity);
-    let mut party = peer_party(&identity);
+    let mut party = peer_party(&identity, own);
+    let abroad = Abroad::of(own, &identity, session, true).map(Rc::new);
     party.identity = Some(Arc::new(identity));
-    Ok((Peer::Mesh { party, identity: value }, alpn))
+    Ok((Peer::Mesh { party, identity: value, abroad }, alpn))
 }

@@ -351,7 +351,7 @@ impl Metrics {
             match refusal {
                 Some(Refusal::Rule(by)) => by_rule(decision, by),
                 // No single one is to blame.
-                Some(Refusal::NoneAllows(_)) => {
+                Some(Refusal::NoneAllows(_) | Refusal::Abroad(_)) => {
                     count(decision, Arc::default(), Arc::default(), Action::Allow.as_str());
                 }
                 Some(Refusal::Path(_)) => count(decision, Arc::default(), Arc::default(), ""),

@@ -66,7 +66,7 @@ impl Proxy {
     pub fn party(&self, snapshot: &Snapshot) -> Party {
         let identity = Some(Arc::clone(&self.identity));
         snapshot.workload.as_ref().map_or_else(
-            || Party { identity: identity.clone(), ..peer_party(&self.identity) },
+            || Party { identity: identity.clone(), ..peer_party(&self.identity, &self.identity) },
             |own| Party {
                 namespace: Arc::clone(&own.namespace),
                 workload: Arc::clone(&own.name),
@@ -126,12 +126,14 @@ impl Proxy {
     }
 }
 
-/// A client known by its certificate only.
+/// A client known by its certificate only. Of another trust domain than the `own` one, its namespace bears that domain's name: it
+/// is none of ours, whatever it is called.
 #[must_use]
-pub fn peer_party(identity: &Identity) -> Party {
-    Party {
-        namespace: identity.namespace.as_str().into(),
-        workload: identity.service_account.as_str().into(),
-        identity: None,
-    }
+pub fn peer_party(identity: &Identity, own: &Identity) -> Party {
+    let namespace = if identity.trust_domain == own.trust_domain {
+        identity.namespace.as_str().into()
+    } else {
+        format!("{}/{}", identity.trust_domain, identity.namespace).into()
+    };
+    Party { namespace, workload: identity.service_account.as_str().into(), identity: None }
 }

@@ -95,7 +95,7 @@ pub struct RequestMatch {
     pub source: Option<Box<SourceMatch>>,
 }
 
-/// On the caller: one of these, or of one of these namespaces.
+/// On the caller: one of these, or of one of these namespaces of the own trust domain.
 #[derive(Clone, Debug, Default)]
 pub struct SourceMatch {
     /// Whole identities.
@@ -166,6 +166,8 @@ pub struct Asked<'a> {
     uri: &'a Uri,
     headers: &'a HeaderMap,
     caller: Option<&'a Identity>,
+    /// The caller is of another trust domain.
+    pub abroad: bool,
 }
 
 impl<'a> Asked<'a> {
@@ -177,7 +179,7 @@ impl<'a> Asked<'a> {
         headers: &'a HeaderMap,
         caller: Option<&'a Identity>,
     ) -> Self {
-        Self { path: normalised(uri.path()), method, uri, headers, caller }
+        Self { path: normalised(uri.path()), method, uri, headers, caller, abroad: false }
     }
 }
 
@@ -272,7 +274,7 @@ impl RequestMatch {
             && self
                 .source
                 .as_ref()
-                .is_none_or(|wanted| asked.caller.is_some_and(|caller| wanted.fits(caller)))
+                .is_none_or(|wanted| asked.caller.is_some_and(|caller| wanted.fits(caller, asked.abroad)))
     }
 
     fn fits_host(&self, asked: &Asked<'_>) -> bool {
@@ -282,10 +284,11 @@ impl RequestMatch {
 }
 
 impl SourceMatch {
-    /// Whether it is the caller.
+    /// Whether it is the caller. `abroad`: who is of another trust domain, whose namespaces are not ours.
     #[must_use]
-    pub fn fits(&self, caller: &Identity) -> bool {
-        self.identities.iter().any(|known| **known == *caller) || self.namespaces.contains(&caller.namespace)
+    pub fn fits(&self, caller: &Identity, abroad: bool) -> bool {
+        self.identities.iter().any(|known| **known == *caller)
+            || (!abroad && self.namespaces.contains(&caller.namespace))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::outlier;
 use crate::prefixed::Prefixed;
 use crate::record::{Direction, Party, TcpRecord};
 use crate::snapshot::Target;
-use crate::tls::Alpn;
+use crate::tls::{Abroad, Alpn};
 use crate::worker::Worker;
 
 /// Endpoints that are tried for one connection.
@@ -47,12 +47,19 @@ pub(crate) struct End {
     pub(crate) authorization: Option<Box<Verdict>>,
 }
 
+/// Bundles have changed.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody vouches any more for the upstream, which is of another trust domain")]
+struct Disowned;
+
 /// An open upstream, counted until dropped.
 pub(crate) struct Opened {
     pub(crate) io: Prefixed<Counted>,
     addr: SocketAddr,
     mtls: bool,
     destination: Party,
+    /// It is of another trust domain.
+    abroad: Option<Abroad>,
     held: Held,
 }
 
@@ -137,7 +144,16 @@ impl Opaque {
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {
-        Box::pin(self.run_until(client, opened, std::future::pending()))
+        let Some(abroad) = opened.abroad else {
+            return Box::pin(self.run_until(client, opened, std::future::pending()));
+        };
+        let proxy = Arc::clone(&self.worker.proxy);
+        let opened = Opened { abroad: None, ..opened };
+        let disowned = async move {
+            abroad.disowned(&proxy.tls).await;
+            End { error: Error::new(Reason::TlsHandshake, Disowned), authorization: None }
+        };
+        Box::pin(self.run_until(client, opened, disowned))
     }
 
     /// The same, or until there is a reason to break it off.
@@ -150,7 +166,7 @@ impl Opaque {
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
     {
-        let Opened { mut io, addr, mtls, destination, held } = opened;
+        let Opened { mut io, addr, mtls, destination, held, .. } = opened;
         self.record.upstream = Some(addr);
         if self.record.direction == Direction::Outbound {
             self.record.mtls = mtls;
@@ -229,6 +245,8 @@ pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Targe
         };
         match Box::pin(connecting).await {
             Ok(stream) => {
+                let own = &worker.proxy.identity;
+                let abroad = identity.and_then(|peer| Abroad::of(own, peer, stream.session()?, false));
                 cluster.live.usual.observe(now.elapsed());
                 worker.report(&service.key, &mut load, Outcome::Success { latency: now.elapsed() });
                 return Ok(Opened {
@@ -240,6 +258,7 @@ pub(crate) async fn dial(worker: &Rc<Worker>, client: SocketAddr, target: &Targe
                         workload: Arc::clone(&endpoint.workload),
                         identity: endpoint.identity.clone(),
                     },
+                    abroad,
                     held: Held { _load: Some(load), _permits: Some(permits) },
                 });
             }
@@ -268,6 +287,7 @@ pub(crate) async fn dial_plain(worker: &Rc<Worker>, addr: SocketAddr) -> Result<
         addr,
         mtls: false,
         destination: Party::default(),
+        abroad: None,
         held: Held::default(),
     })
 }

@@ -2,26 +2,29 @@
 //! all of it at once; open connections keep what they have. Stands beside the data path: `identity` and `control`
 //! write, `inbound` and `connect` read. It never decides who may talk to whom, and a private key never leaves it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::client::{ClientSessionMemoryCache, Resumption};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::sync::watch;
-use weft_api::{Identity, names};
+use weft_api::{Identity, TrustDomain, names};
 
+mod abroad;
 mod ahead;
 #[cfg(test)]
 mod tests;
 mod verify;
 
+pub use abroad::Abroad;
 pub use ahead::Ahead;
-use verify::{ChainOnly, SpiffeClients};
+use verify::{ChainOnly, Domains, SpiffeClients};
 pub use verify::{Leaf, PeerError, leaf, peer_identity};
 
 /// What the bytes inside a connection between two proxies are.
@@ -68,7 +71,16 @@ pub enum TlsError {
     /// A trust bundle without a single usable root.
     #[error("the trust bundle holds no usable root certificate")]
     NoRoots,
+    /// The same of another trust domain.
+    #[error("the bundle of trust domain {0} holds no usable root certificate")]
+    NoForeignRoots(TrustDomain),
+    /// The own roots alone vouch for the own trust domain.
+    #[error("{0} is the own trust domain, which cannot be a foreign one")]
+    OwnAsForeign(TrustDomain),
 }
+
+/// The bundles of other trust domains, each of which vouches for its own identities only.
+pub type Foreign = BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>;
 
 /// Own certificate as shown by the admin API; no key.
 #[derive(Clone, Debug)]
@@ -114,8 +126,14 @@ struct Material {
     certified: Option<Arc<CertifiedKey>>,
     own: Option<Arc<Own>>,
     roots: Vec<CertificateDer<'static>>,
+    foreign: Arc<Foreign>,
+    // Counts swaps of `foreign`, and of all.
+    federation: u64,
+    generation: u64,
     server: Arc<ServerConfig>,
     clients: [Arc<ClientConfig>; 3],
+    // The verifiers of both, for connections that are open already.
+    judges: Option<(Arc<SpiffeClients>, Arc<ChainOnly>)>,
     operator: Arc<dyn rustls::client::ResolvesClientCert>,
 }
 
@@ -200,6 +218,33 @@ impl Tls {
         now.own.as_ref().is_some_and(|own| verify::leads_to(&own.chain, &now.roots, &self.provider))
     }
 
+    /// The bundles of other trust domains.
+    #[must_use]
+    pub fn foreign(&self) -> Arc<Foreign> {
+        Arc::clone(&self.current.load().foreign)
+    }
+
+    /// Counts how often the bundles of other trust domains have changed.
+    #[must_use]
+    pub fn federation(&self) -> u64 {
+        self.current.load().federation
+    }
+
+    /// Counts swaps, as [`Tls::changed`] tells of them.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.current.load().generation
+    }
+
+    /// Whether the chain of a client (or else of a server) still leads to a root of its trust domain. `at`: when it was shown.
+    #[must_use]
+    pub fn vouches(&self, client: bool, chain: &[CertificateDer<'_>], at: UnixTime) -> bool {
+        let now = self.current.load();
+        now.judges.as_ref().is_some_and(|(clients, servers)| {
+            if client { clients.vouches(chain, at).is_ok() } else { servers.vouches(chain, at).is_ok() }
+        })
+    }
+
     /// Counts swaps.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
@@ -222,7 +267,8 @@ impl Tls {
         if bundle.is_before(*epoch) {
             bundle = Bundle { roots: self.roots(), epoch: *epoch };
         }
-        self.swap(Arc::new(certified), own, bundle.roots)?;
+        let foreign = self.foreign();
+        self.swap(Some((Arc::new(certified), own)), bundle.roots, foreign)?;
         *epoch = bundle.epoch;
         Ok(())
     }
@@ -233,24 +279,50 @@ impl Tls {
         let mut epoch = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.current.load_full();
         // Before the first certificate there is nothing to verify with them.
-        let (Some(certified), Some(own)) = (&now.certified, &now.own) else { return Ok(()) };
+        let Some(pair) = now.pair() else { return Ok(()) };
         if bundle.is_before(*epoch) {
             return Ok(());
         }
         if now.roots != bundle.roots {
-            self.swap(Arc::clone(certified), Arc::clone(own), bundle.roots)?;
+            self.swap(Some(pair), bundle.roots, Arc::clone(&now.foreign))?;
         }
         *epoch = bundle.epoch;
         Ok(())
     }
 
+    /// Takes the bundles of all other trust domains in place of those that there were. Equal to these: nothing happens.
+    pub fn set_foreign(&self, foreign: Foreign) -> Result<(), TlsError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.current.load_full();
+        if *now.foreign == foreign {
+            return Ok(());
+        }
+        if let Some(own) = now.own.as_ref().map(|own| &own.leaf.identity.trust_domain)
+            && foreign.contains_key(own)
+        {
+            return Err(TlsError::OwnAsForeign(own.clone()));
+        }
+        if let Some((domain, _)) = foreign.iter().find(|(_, roots)| usable(roots).is_none()) {
+            return Err(TlsError::NoForeignRoots(domain.clone()));
+        }
+        self.swap(now.pair(), now.roots.clone(), Arc::new(foreign))
+    }
+
+    /// Only while writing.
     fn swap(
         &self,
-        certified: Arc<CertifiedKey>,
-        own: Arc<Own>,
+        pair: Option<(Arc<CertifiedKey>, Arc<Own>)>,
         roots: Vec<CertificateDer<'static>>,
+        foreign: Arc<Foreign>,
     ) -> Result<(), TlsError> {
-        self.current.store(Arc::new(Material::build(&self.provider, certified, own, roots)?));
+        let now = self.current.load();
+        let (federation, generation) =
+            (now.federation + u64::from(now.foreign != foreign), now.generation + 1);
+        let next = match pair {
+            Some((certified, own)) => Material::build(&self.provider, certified, own, roots, foreign)?,
+            None => Material { foreign, ..Material::without_certificate(&self.provider) },
+        };
+        self.current.store(Arc::new(Material { federation, generation, ..next }));
         self.changed.send_modify(|n| *n += 1);
         Ok(())
     }
@@ -285,6 +357,10 @@ fn has_aes() -> bool {
 const RESUMABLE_PEERS: usize = 128;
 
 impl Material {
+    fn pair(&self) -> Option<(Arc<CertifiedKey>, Arc<Own>)> {
+        Some((Arc::clone(self.certified.as_ref()?), Arc::clone(self.own.as_ref()?)))
+    }
+
     // New sessions stores and ticket keys each time: a session of before a change of roots or certificate is never
     // resumed after it, so that a root that was taken away is gone at once.
     fn build(
@@ -292,33 +368,39 @@ impl Material {
         certified: Arc<CertifiedKey>,
         own: Arc<Own>,
         roots: Vec<CertificateDer<'static>>,
+        foreign: Arc<Foreign>,
     ) -> Result<Self, TlsError> {
-        let mut store = RootCertStore::empty();
-        let (taken, _ignored) = store.add_parsable_certificates(roots.iter().cloned());
-        if taken == 0 {
-            return Err(TlsError::NoRoots);
+        let mut domains = Domains::with_capacity(foreign.len() + 1);
+        for (domain, roots) in &*foreign {
+            let store = usable(roots).ok_or_else(|| TlsError::NoForeignRoots(domain.clone()))?;
+            domains.insert(domain.clone(), store);
         }
-        let store = Arc::new(store);
+        // Last, so that nobody else ever vouches for the own trust domain.
+        domains.insert(own.leaf.identity.trust_domain.clone(), usable(&roots).ok_or(TlsError::NoRoots)?);
         let single = Arc::new(SingleCertAndKey::from(Arc::clone(&certified)));
 
-        let clients_verifier =
-            SpiffeClients::new(Arc::clone(&store), provider).map_err(TlsError::Verifier)?;
+        let of_clients = Arc::new(SpiffeClients::new(&domains, provider).map_err(TlsError::Verifier)?);
+        let of_servers = Arc::new(ChainOnly::new(domains, provider));
         let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Material)?
-            .with_client_cert_verifier(Arc::new(clients_verifier))
+            .with_client_cert_verifier(Arc::clone(&of_clients) as _)
             .with_cert_resolver(Arc::clone(&single) as Arc<dyn ResolvesServerCert>);
         server.alpn_protocols =
             [Alpn::Http1, Alpn::Http2, Alpn::Tcp].map(|alpn| alpn.wire().to_vec()).to_vec();
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Material)?;
 
-        let clients = clients(provider, Arc::new(ChainOnly::new(store, provider)), Arc::clone(&single) as _);
+        let clients = clients(provider, Arc::clone(&of_servers), Arc::clone(&single) as _);
         Ok(Self {
             certified: Some(certified),
             own: Some(own),
             roots,
+            foreign,
+            federation: 0,
+            generation: 0,
             server: Arc::new(server),
             clients,
+            judges: Some((of_clients, of_servers)),
             operator: single,
         })
     }
@@ -327,16 +409,27 @@ impl Material {
         let server = tls13_server(provider)
             .with_client_cert_verifier(rustls::server::WebPkiClientVerifier::no_client_auth())
             .with_cert_resolver(Arc::new(NoCertificate));
-        let trusting_nobody = ChainOnly::new(Arc::new(RootCertStore::empty()), provider);
+        let trusting_nobody = ChainOnly::new(Domains::default(), provider);
         Self {
             certified: None,
             own: None,
             roots: Vec::new(),
+            foreign: Arc::default(),
+            federation: 0,
+            generation: 0,
             server: Arc::new(server),
             clients: clients(provider, Arc::new(trusting_nobody), Arc::new(NoCertificate)),
+            judges: None,
             operator: Arc::new(NoCertificate),
         }
     }
+}
+
+/// The roots that can be used; `None`: there is none.
+fn usable(roots: &[CertificateDer<'static>]) -> Option<Arc<RootCertStore>> {
+    let mut store = RootCertStore::empty();
+    let (taken, _ignored) = store.add_parsable_certificates(roots.iter().cloned());
+    (taken > 0).then(|| Arc::new(store))
 }
 
 fn clients(

@@ -86,7 +86,7 @@ pub fn authorization_warnings(resource: &AuthorizationPolicy, trust_domain: Opti
                     && domain != own
                 {
                     warnings.push(format!(
-                        "spec.rules[{r}].from[{f}].identities: {} is not of the trust domain {own}, so no caller of this mesh has it",
+                        "spec.rules[{r}].from[{f}].identities: {} is not of the trust domain {own}, so no caller of this mesh has it, and it fits somebody only while a TrustDomain federates that one",
                         short(text)
                     ));
                 }

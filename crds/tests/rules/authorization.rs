@@ -11,7 +11,7 @@ fn an_authorization_policy_with_everything_passes() {
     passes(
         AUTHZ,
         json!({"selector": {"matchLabels": {"app": "back"}}, "action": "Deny", "dryRun": true, "rules": [{"name": "admins",
-            "from": [{"identities": ["spiffe://cluster.local/ns/shop/sa/front", "*", "*/sa/front"], "namespaces": ["shop"], "ipBlocks": ["10.0.0.0/8"], "requestPrincipals": ["https://a.example/alice", "*"]}],
+            "from": [{"identities": ["spiffe://cluster.local/ns/shop/sa/front", "*", "*/sa/front"], "namespaces": ["shop"], "trustDomains": ["cluster.local", "partner.example"], "ipBlocks": ["10.0.0.0/8"], "requestPrincipals": ["https://a.example/alice", "*"]}],
             "to": [{"hosts": ["back", "*.shop.example"], "ports": [8080], "methods": ["GET"], "paths": [{"exact": "/a"}, {"prefix": "/b"}, {"template": "/u/{id}"}]},
                    {"services": ["shop.Orders", "shop.Orders/Buy"]}],
             "when": [{"header": "x-a", "exact": "1"}, {"header": "x-b", "prefix": "1"}, {"header": "x-c", "regex": "1+"}, {"header": "x-d", "present": false}, {"claim": "realm.roles", "exact": "admin"}]}]}),
@@ -54,6 +54,12 @@ fn a_caller_is_named_by_identity_namespace_or_address() {
     refused(AUTHZ, from(json!({"requestPrincipals": ["*", "*"]})), "duplicate");
     refused(AUTHZ, from(json!({"namespaces": ["Shop"]})), "not the name of a namespace");
     refused(AUTHZ, from(json!({"ipBlocks": ["1"]})), "minLength");
+    passes(AUTHZ, from(json!({"trustDomains": ["partner.example"]})));
+    refused(AUTHZ, from(json!({"trustDomains": []})), "names nobody");
+    for bad in ["spiffe://partner.example", "Partner.example", "*", "partner.example/ns/a"] {
+        refused(AUTHZ, from(json!({"trustDomains": [bad]})), "not a trust domain");
+    }
+    refused(AUTHZ, from(json!({"trustDomains": vec!["a"; 2]})), "duplicate");
     refused(AUTHZ, from(json!({"ipBlocks": vec!["10.0.0.1"; 65]})), "maxItems");
     refused(AUTHZ, with_authorization(json!({"from": vec![json!({"namespaces": ["a"]}); 17]})), "maxItems");
 }

@@ -16,6 +16,8 @@ use crate::index::{Index, Pod, selects};
 const LEVEL: u32 = 1;
 /// The same, where something looks at tokens.
 const LEVEL_OF_TOKENS: u32 = 2;
+/// The same, where something looks at trust domains.
+const LEVEL_OF_TRUST_DOMAINS: u32 = 3;
 
 /// The policies of a pod; `None`: there are none.
 pub fn authorization(index: &Index, pod: &Pod, sources: &mut Vec<Source>) -> Option<v1::Authorization> {
@@ -32,14 +34,19 @@ pub fn authorization(index: &Index, pod: &Pod, sources: &mut Vec<Source>) -> Opt
     sources.extend(all.iter().map(|policy| source("AuthorizationPolicy", policy)));
     // An older proxy shall refuse only what it does not understand.
     let rules = all.iter().flat_map(|policy| &policy.spec.rules);
-    let level = if rules.into_iter().any(of_token) { LEVEL_OF_TOKENS } else { LEVEL };
+    let level = rules.map(level).max().unwrap_or(LEVEL);
     let policies: Vec<_> = all.into_iter().map(policy).collect();
     (!policies.is_empty()).then_some(v1::Authorization { policies, level })
 }
 
-fn of_token(rule: &crd::Rule) -> bool {
-    rule.from.iter().any(|source| !source.request_principals.is_empty())
-        || rule.when.iter().any(|condition| condition.claim.is_some())
+fn level(rule: &crd::Rule) -> u32 {
+    let of_token = rule.from.iter().any(|source| !source.request_principals.is_empty())
+        || rule.when.iter().any(|condition| condition.claim.is_some());
+    match rule.from.iter().any(|source| !source.trust_domains.is_empty()) {
+        true => LEVEL_OF_TRUST_DOMAINS,
+        false if of_token => LEVEL_OF_TOKENS,
+        false => LEVEL,
+    }
 }
 
 fn in_force<'a>(
@@ -74,6 +81,7 @@ fn rule(position: usize, given: &crd::Rule) -> v1::AuthorizationRule {
             .iter()
             .map(|from| v1::AuthorizationSource {
                 identities: from.identities.clone(),
+                trust_domains: from.trust_domains.clone(),
                 namespaces: from.namespaces.clone(),
                 ip_blocks: from.ip_blocks.clone(),
                 principals: from.request_principals.iter().filter_map(|text| principal(text)).collect(),

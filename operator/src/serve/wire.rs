@@ -11,7 +11,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService};
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
-use weft_api::v1::{Address, FromProxy, Share, Workload, config_server};
+use weft_api::v1::{Address, Federation, FromProxy, Share, Workload, config_server};
 
 use super::stream::Streams;
 
@@ -46,6 +46,9 @@ pub struct Update {
     /// Of `roots_der`.
     #[prost(int64, tag = "8")]
     pub roots_epoch: i64,
+    /// The bundles of other trust domains; `None`: as before.
+    #[prost(message, optional, tag = "9")]
+    pub federation: Option<Federation>,
 }
 
 /// The service, for the server's router.
@@ -119,6 +122,12 @@ mod tests {
             roots_der: vec![Bytes::from_static(b"root")],
             rate_shares: vec![Share { limit: "l".into(), share: 3, ..Share::default() }],
             roots_epoch: 9,
+            federation: Some(Federation {
+                bundles: vec![v1::ForeignBundle {
+                    trust_domain: "other.example".into(),
+                    roots_der: vec![Bytes::from_static(b"theirs")],
+                }],
+            }),
         };
         let update = Update {
             version: 7,
@@ -129,6 +138,7 @@ mod tests {
             roots_der: expected.roots_der.clone(),
             rate_shares: expected.rate_shares.clone(),
             roots_epoch: expected.roots_epoch,
+            federation: expected.federation.clone(),
         };
         assert_eq!(update.encode_to_vec(), expected.encode_to_vec());
         assert_eq!(update.read(), expected);

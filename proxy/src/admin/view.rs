@@ -45,6 +45,11 @@ pub(super) fn certs(tls: &Tls, status: &Status) -> Value {
     let roots = tls.roots();
     let own = tls.own();
     let leaf = own.as_ref().map(|own| &own.leaf);
+    let foreign: serde_json::Map<String, Value> = tls
+        .foreign()
+        .iter()
+        .map(|(domain, roots)| (domain.to_string(), roots.iter().map(view_root).collect()))
+        .collect();
     json!({
         "identity": leaf.map(|leaf| leaf.identity.to_string()),
         "serial": leaf.map(|leaf| leaf.serial.clone()),
@@ -53,6 +58,7 @@ pub(super) fn certs(tls: &Tls, status: &Status) -> Value {
         "error": status.identity_error(),
         "roots": roots.len(),
         "root_certificates": roots.iter().map(view_root).collect::<Vec<_>>(),
+        "foreign": foreign,
     })
 }
 

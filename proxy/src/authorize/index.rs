@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use weft_api::Identity;
@@ -62,6 +63,9 @@ pub(super) struct Sources {
     own: Box<str>,
     /// Also those that stand for many, as they are written.
     identities: Respect<String>,
+    /// Of policies that allow something.
+    granting: Range<usize>,
+    trust_domains: Respect<String>,
     namespaces: Respect<String>,
     blocks: Respect<Block>,
     /// The lengths that there are.
@@ -70,10 +74,12 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn new(own: &str, all: &[(u32, Source)]) -> Self {
+    pub(super) fn new(own: &str, all: &[(u32, Source)], granting: Range<usize>) -> Self {
         let blocks = all.iter().flat_map(|(_, source)| &source.blocks);
         Self {
             own: own.into(),
+            granting,
+            trust_domains: Respect::new(all.iter(), |(_, source)| source.trust_domains.clone()),
             identities: Respect::new(all.iter(), |(_, source)| source.identities.clone()),
             namespaces: Respect::new(all.iter(), |(_, source)| source.namespaces.clone()),
             lengths: blocks.map(|block| block.length).collect(),
@@ -82,11 +88,33 @@ impl Sources {
         }
     }
 
+    /// The own trust domain.
+    pub(super) fn own(&self) -> &str {
+        &self.own
+    }
+
     /// The rules, of so many, of which a source fits.
     pub(super) fn rules(&self, caller: Option<&Identity>, client: IpAddr, count: usize) -> Bits {
         let mut fitting = self.identities.free.clone();
         if let Some(caller) = caller {
-            spellings(&caller.to_string(), |text| self.identities.add(text, &mut fitting));
+            let text = caller.to_string();
+            if caller.trust_domain.as_str() == &*self.own {
+                spellings(&text, |text| self.identities.add(text, &mut fitting));
+            } else {
+                let mut any = Bits::none(self.rule_of.len());
+                spellings(&text, |text| {
+                    self.identities.add(text, if text.starts_with('*') { &mut any } else { &mut fitting });
+                });
+                any.retain(|source| !self.granting.contains(&source));
+                fitting.unite(&any);
+            }
+        }
+        if !self.trust_domains.is_idle() {
+            let mut these = self.trust_domains.free.clone();
+            if let Some(caller) = caller {
+                self.trust_domains.add(caller.trust_domain.as_str(), &mut these);
+            }
+            fitting.intersect(&these);
         }
         if !self.namespaces.is_idle() {
             let mut these = self.namespaces.free.clone();

@@ -61,7 +61,7 @@ mod naive {
     }
 
     /// `seen`: the request, and not just the connection; `blind`: what cannot be seen of opaque bytes is taken to fit.
-    fn source(source: &Source, call: &Call, seen: bool, blind: bool) -> bool {
+    fn source(source: &Source, call: &Call, seen: bool, blind: bool, granting: bool) -> bool {
         let token = claims(call.token);
         let is = |principal: &Principal| {
             token.as_ref().is_some_and(|claims| {
@@ -77,16 +77,22 @@ mod naive {
             None => blind || source.principals.is_empty(),
             Some(_) => any(&source.principals, is),
         };
-        by_token && connects(source, call)
+        by_token && connects(source, call, granting)
     }
 
-    fn connects(source: &Source, call: &Call) -> bool {
-        any(&source.identities, |pattern| call.caller.as_ref().is_some_and(|id| is(pattern, &id.to_string())))
-            && any(&source.namespaces, |namespace| {
-                let own = call.caller.as_ref().filter(|id| id.trust_domain.as_str() == OWN);
-                own.is_some_and(|id| id.namespace == *namespace)
-            })
-            && any(&source.blocks, |block| block.has(call.client))
+    /// `granting`: of a policy that allows something, to which other trust domains have to be named.
+    fn connects(source: &Source, call: &Call, granting: bool) -> bool {
+        let named = |pattern: &str, id: &Identity| {
+            id.trust_domain.as_str() == OWN || !granting || !pattern.starts_with('*')
+        };
+        any(&source.identities, |pattern| {
+            call.caller.as_ref().is_some_and(|id| is(pattern, &id.to_string()) && named(pattern, id))
+        }) && any(&source.trust_domains, |domain| {
+            call.caller.as_ref().is_some_and(|id| id.trust_domain.as_str() == domain)
+        }) && any(&source.namespaces, |namespace| {
+            let own = call.caller.as_ref().filter(|id| id.trust_domain.as_str() == OWN);
+            own.is_some_and(|id| id.namespace == *namespace)
+        }) && any(&source.blocks, |block| block.has(call.client))
     }
 
     /// `blind`: what cannot be seen of opaque bytes is taken to fit.
@@ -106,7 +112,7 @@ mod naive {
             None => blind || rule.when.is_empty(),
             Some((.., users)) => rule.when.iter().all(|m| when_holds(m, users, call.token, blind)),
         };
-        any(&rule.from, |s| source(s, call, true, blind)) && any(&rule.to, target) && when
+        any(&rule.from, |s| source(s, call, true, blind, !blind)) && any(&rule.to, target) && when
     }
 
     /// What is refused by any value is allowed by all of them only.
@@ -124,11 +130,16 @@ mod naive {
     }
 
     fn looks_at_paths(policies: &[&Policy], call: &Call) -> bool {
-        let could = |rule: &Rule| {
-            any(&rule.from, |s| source(s, call, false, true))
+        let could = |(granting, rule): (bool, &Rule)| {
+            any(&rule.from, |s| source(s, call, false, true, granting))
                 && rule.to.iter().any(|to| !to.paths.is_empty() && any(&to.ports, |p| *p == call.port))
         };
-        policies.iter().filter(|p| p.action != Action::Audit).flat_map(|p| &p.rules).any(could)
+        let looking = policies.iter().filter(|p| p.action != Action::Audit);
+        looking.flat_map(|p| p.rules.iter().map(|r| (p.action == Action::Allow, r))).any(could)
+    }
+
+    fn abroad(call: &Call) -> bool {
+        call.caller.as_ref().is_some_and(|id| id.trust_domain.as_str() != OWN)
     }
 
     /// Whether these policies refuse.
@@ -140,7 +151,8 @@ mod naive {
         };
         unclear && looks_at_paths(policies, call)
             || fits(Action::Deny, true)
-            || policies.iter().any(|p| p.action == Action::Allow) && !fits(Action::Allow, false)
+            || (policies.iter().any(|p| p.action == Action::Allow) || abroad(call))
+                && !fits(Action::Allow, false)
     }
 
     pub(super) fn allowed_for_auditors(policies: &[&Policy], call: &Call) -> bool {
@@ -154,6 +166,7 @@ mod naive {
             None => false,
             Some(Refusal::Path(_)) => audited(Action::Allow) || audited(Action::Deny),
             Some(Refusal::NoneAllows(_)) => audited(Action::Allow),
+            Some(Refusal::Abroad(_)) => false,
             Some(Refusal::Rule(_)) => {
                 let mut deny = policies.iter().filter(|p| p.action == Action::Deny && p.audit);
                 deny.any(|p| p.rules.iter().any(|r| rule(r, call, true)))
@@ -211,8 +224,16 @@ fn source() -> impl Strategy<Value = Source> {
         principal(None, Some("bob")),
     ];
     let principals = prop_oneof![2 => Just(Vec::new()), 1 => subsequence(principals, 1..=2)];
-    (some(patterns), some(vec!["shop".to_owned(), "bank".to_owned()]), some(blocks), principals).prop_map(
-        |(identities, namespaces, blocks, principals)| Source { identities, namespaces, blocks, principals },
+    let domains = some(vec![OWN.to_owned(), "other.example".to_owned()]);
+    let namespaces = some(vec!["shop".to_owned(), "bank".to_owned()]);
+    (some(patterns), domains, namespaces, some(blocks), principals).prop_map(
+        |(identities, trust_domains, namespaces, blocks, principals)| Source {
+            identities,
+            trust_domains,
+            namespaces,
+            blocks,
+            principals,
+        },
     )
 }
 

@@ -92,7 +92,7 @@ pub(crate) async fn send(
     template: &Template,
     elsewhere: Elsewhere<'_>,
 ) -> Result<(Response<Incoming>, Held), Failure> {
-    let host = worker.pool.host(to);
+    let host = worker.pool.host(&worker.proxy, to);
     let mut stale = 0;
     loop {
         let fresh = stale >= MAX_STALE;
@@ -166,7 +166,7 @@ async fn answered<T>(
     if let Some(sent) = worker.lost.watch(&socket, sending.as_mut()).await {
         return Some(sent);
     }
-    worker.pool.host(to).clear();
+    worker.pool.host(&worker.proxy, to).clear();
     if let Destination::Endpoint { cluster, endpoint, .. } = to {
         worker.gone(cluster, endpoint);
     }

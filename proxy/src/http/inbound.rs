@@ -31,6 +31,7 @@ use crate::record::{Direction, Party};
 use crate::retry::MAX_BODY;
 use crate::route;
 use crate::snapshot::{MtlsMode, Snapshot, Workload};
+use crate::tls::{Abroad, Tls};
 use crate::token::claims::Claims;
 use crate::token::{self, Flaw, Seen, Tokens, Verified};
 use crate::worker::Worker;
@@ -43,6 +44,8 @@ pub(crate) enum Peer {
         party: Party,
         /// For the header.
         identity: HeaderValue,
+        /// Of another trust domain: what it has shown.
+        abroad: Option<Rc<Abroad>>,
     },
     /// Anybody, by plaintext.
     Outside,
@@ -56,7 +59,31 @@ impl Peer {
             Self::Outside => None,
         }
     }
+
+    /// Of another trust domain.
+    pub(crate) fn is_abroad(&self) -> bool {
+        matches!(self, Self::Mesh { abroad: Some(_), .. })
+    }
+
+    /// Whether its trust domain still vouches for it. For the own one that was found out when it connected.
+    pub(crate) fn is_trusted(&self, tls: &Tls) -> bool {
+        match self {
+            Self::Mesh { abroad: Some(abroad), .. } => abroad.is_trusted(tls),
+            Self::Mesh { .. } | Self::Outside => true,
+        }
+    }
+
+    /// What has to be asked about it. `None`: nothing.
+    pub(crate) fn policies<'a>(&self, own: Option<&'a Workload>) -> Option<&'a Arc<Authorization>> {
+        let given = own.and_then(|own| own.authorization.as_ref());
+        given.or_else(|| self.is_abroad().then(Authorization::of_strangers))
+    }
 }
+
+/// Bundles have changed.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody vouches any more for the caller, which is of another trust domain")]
+pub(crate) struct Disowned;
 
 /// A connection to the own application.
 pub(crate) struct Inbound {
@@ -78,6 +105,8 @@ enum Admission {
     ProbesOnly,
     /// mTLS, where it is disabled.
     Nothing,
+    /// Nobody vouches for the caller any more.
+    Disowned,
 }
 
 impl Handler for Inbound {
@@ -96,6 +125,9 @@ impl Handler for Inbound {
         match self.admission(workload.as_deref()) {
             Admission::Any => self.note_plaintext(workload.as_deref(), &request),
             Admission::Nothing => return exchange.refuse(&Reason::ClientCertificate.into()),
+            Admission::Disowned => {
+                return exchange.refuse(&Error::new(Reason::ClientCertificate, Disowned));
+            }
             Admission::ProbesOnly => {
                 let probed = Box::pin(self.probe(exchange, workload.as_deref(), request, wire));
                 return match probed.await {
@@ -112,7 +144,7 @@ impl Handler for Inbound {
             }
             return exchange.refuse(&flaw.error());
         }
-        if let Some(policies) = workload.as_deref().and_then(|own| own.authorization.as_ref()) {
+        if let Some(policies) = self.peer.policies(workload.as_deref()) {
             let claims = exchange.record.token.as_ref().and_then(Seen::good).map(|token| &token.claims);
             let verdict = self.ask(policies, &mut request, claims);
             let by_probe = matches!(self.peer, Peer::Outside)
@@ -209,6 +241,7 @@ impl Inbound {
         match (&self.peer, mode) {
             (Peer::Outside, MtlsMode::Strict) => Admission::ProbesOnly,
             (Peer::Mesh { .. }, MtlsMode::Disable) => Admission::Nothing,
+            _ if !self.peer.is_trusted(&self.worker.proxy.tls) => Admission::Disowned,
             _ => Admission::Any,
         }
     }
@@ -312,12 +345,13 @@ impl Inbound {
     ) -> Option<Box<Verdict>> {
         let port = self.original.port();
         let (identity, caller) = match &self.peer {
-            Peer::Mesh { identity, party } => (Some(identity), party.identity.as_deref()),
+            Peer::Mesh { identity, party, .. } => (Some(identity), party.identity.as_deref()),
             Peer::Outside if workload.is_some_and(|own| probe::declared(own, port, request)) => return None,
             Peer::Outside => (None, None),
         };
         let (headers, client) = (request.headers(), self.client.ip());
-        let matched = route::Asked::new(request.method(), request.uri(), headers, caller);
+        let mut matched = route::Asked::new(request.method(), request.uri(), headers, caller);
+        matched.abroad = self.peer.is_abroad();
         let asked = Asked { path: &matched.path, headers, identity, client };
         limits.count(port, &matched, &asked, Instant::now())
     }

@@ -126,6 +126,8 @@ pub(crate) struct Host {
     live: Option<Weak<EndpointLive>>,
     cluster: Option<Arc<ClusterLive>>,
     identity: Option<Identity>,
+    // Of another trust domain: by which bundles its connections were verified.
+    federation: Option<u64>,
     // The one used last at the end.
     http1: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<Rc<Shared>>>,
@@ -167,16 +169,18 @@ pub(crate) struct Shared {
 pub(crate) struct Stream(pub(crate) Rc<Shared>);
 
 impl Pool {
-    /// The host of a destination. Empties it first if somebody else is expected there now.
-    pub(crate) fn host(&self, to: &Destination) -> Rc<Host> {
+    /// The host of a destination. Empties it first if somebody else is expected there now, or if it is of another trust domain
+    /// and the bundles of those have changed.
+    pub(crate) fn host(&self, proxy: &Proxy, to: &Destination) -> Rc<Host> {
         let key = to.key();
         let mut hosts = self.hosts.borrow_mut();
         if let Some(host) = hosts.get(&key)
             && host.identity.as_ref() == to.identity()
+            && host.federation.is_none_or(|verified| verified == proxy.tls.federation())
         {
             return Rc::clone(host);
         }
-        let host = Rc::new(Host::of(to));
+        let host = Rc::new(Host::of(proxy, to));
         if let Some(former) = hosts.insert(key, Rc::clone(&host)) {
             former.retired.set(true);
         }
@@ -232,7 +236,7 @@ impl Pool {
 }
 
 impl Host {
-    fn of(to: &Destination) -> Self {
+    fn of(proxy: &Proxy, to: &Destination) -> Self {
         let (live, cluster) = match to {
             Destination::Endpoint { endpoint, cluster, .. } => {
                 (Some(Arc::downgrade(&endpoint.live)), Some(Arc::clone(&cluster.live)))
@@ -243,6 +247,10 @@ impl Host {
             live,
             cluster,
             identity: to.identity().cloned(),
+            federation: to
+                .identity()
+                .filter(|identity| identity.trust_domain != proxy.identity.trust_domain)
+                .map(|_| proxy.tls.federation()),
             http1: RefCell::default(),
             http2: RefCell::default(),
             dialling: tokio::sync::Mutex::default(),

@@ -10,10 +10,12 @@ use http::{HeaderMap, Method, Request, Uri};
 use tokio::time::sleep;
 use weft_api::{Identity, Reason};
 
-use super::inbound::Peer;
-use crate::authorize::Asked;
+use super::inbound::{Disowned, Peer};
+use crate::authorize::{Asked, Authorization};
+use crate::error::Error;
 use crate::snapshot::{MtlsMode, Workload};
 use crate::tcp::End;
+use crate::tls::Abroad;
 use crate::token::{self, Flaw, Verified};
 use crate::worker::Worker;
 
@@ -25,6 +27,8 @@ pub(super) struct Recheck {
     worker: Rc<Worker>,
     /// Callers from outside of the mesh have none.
     caller: Option<Arc<Identity>>,
+    /// Of another trust domain: what it has shown.
+    abroad: Option<Rc<Abroad>>,
     client: IpAddr,
     port: u16,
     method: Method,
@@ -43,13 +47,14 @@ impl Recheck {
         request: &Request<B>,
         token: Option<Arc<Verified>>,
     ) -> Self {
-        let caller = match peer {
-            Peer::Mesh { party, .. } => party.identity.clone(),
-            Peer::Outside => None,
+        let (caller, abroad) = match peer {
+            Peer::Mesh { party, abroad, .. } => (party.identity.clone(), abroad.clone()),
+            Peer::Outside => (None, None),
         };
         Self {
             worker: Rc::clone(worker),
             caller,
+            abroad,
             client,
             port,
             method: request.method().clone(),
@@ -62,9 +67,12 @@ impl Recheck {
     /// Waits until it would not be let in any more.
     pub(super) async fn forbidden(mut self) -> End {
         let worker = Rc::clone(&self.worker);
-        let store = &worker.proxy.store;
-        let mut changed = store.changed();
+        let (store, tls) = (&worker.proxy.store, &worker.proxy.tls);
+        let (mut changed, mut bundles) = (store.changed(), tls.changed());
         loop {
+            if self.abroad.as_ref().is_some_and(|abroad| !abroad.is_trusted(tls)) {
+                return End { error: Error::new(Reason::ClientCertificate, Disowned), authorization: None };
+            }
             // From then on it is as if there had been none: whether one is needed is the policies' matter.
             let expired = self.token.take_if(|token| token.until <= token::now()).is_some();
             let workload = store.load().workload.clone();
@@ -79,6 +87,9 @@ impl Recheck {
                 changed = changed.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
+                changed = bundles.changed(), if self.abroad.is_some() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
                 () = expiry(self.token.as_deref()) => {}
             }
         }
@@ -89,7 +100,9 @@ impl Recheck {
         if self.caller.is_none() && mode == MtlsMode::Strict {
             return Some(End { error: Reason::MtlsRequired.into(), authorization: None });
         }
-        let policies = workload?.authorization.as_ref()?;
+        let policies = workload
+            .and_then(|own| own.authorization.as_ref())
+            .or_else(|| self.abroad.is_some().then(Authorization::of_strangers))?;
         let claims = self.token.as_ref().map(|token| &token.claims);
         let asked = Asked { method: &self.method, uri: &self.uri, headers: &self.headers, claims };
         let admitted = policies.admit(self.caller.as_deref(), self.client, self.port);

@@ -758,7 +758,7 @@ fn policies_that_cannot_be_understood_are_rejected_whole_with_a_sentence() {
     let before = first.workload.as_ref().unwrap().authorization.clone().unwrap();
     type Change = fn(&mut v1::Authorization);
     let bad: [(Change, &str); 9] = [
-        (|a| a.level = 3, "level: 3 is beyond what this proxy understands, 2: update the proxy"),
+        (|a| a.level = 4, "level: 4 is beyond what this proxy understands, 3: update the proxy"),
         (|a| a.policies[0].action = 0, "policies[0].action: 0 is not a value that this proxy knows"),
         (|a| a.policies[0].action = 9, "policies[0].action: 9 is not a value that this proxy knows"),
         (|a| a.policies[0].name.clear(), "policies[0].name: is empty"),

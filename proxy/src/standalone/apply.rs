@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use weft_api::Identity;
 
 use super::certificate::Material;
-use super::file::File;
+use super::file::{File, IdentityFiles};
 use super::plan::{self, Plan};
 use super::read::{self, MAX_SIZE};
 use super::sockets::{Held, Sockets};
@@ -54,7 +54,7 @@ pub(super) fn load(path: &Path) -> Result<Loaded, Vec<String>> {
     let mut file = read::parse(&fs::read_to_string(path).map_err(unreadable)?)?;
     if let (Some(files), Some(dir)) = (&mut file.identity, path.parent()) {
         // Beside the file that names them, from wherever the proxy was started.
-        for each in [&mut files.certificate, &mut files.key, &mut files.roots] {
+        for each in files.paths_mut() {
             *each = dir.join(&*each);
         }
     }
@@ -75,7 +75,7 @@ pub(super) fn load(path: &Path) -> Result<Loaded, Vec<String>> {
 
 /// The files to look at.
 pub(super) fn files(path: &Path, file: &File) -> Vec<PathBuf> {
-    let identity = file.identity.iter().flat_map(|files| [&files.certificate, &files.key, &files.roots]);
+    let identity = file.identity.iter().flat_map(IdentityFiles::paths);
     identity.cloned().chain([path.to_owned()]).collect()
 }
 

@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use weft_api::Identity;
+use weft_api::{Identity, TrustDomain};
 
 use super::file::IdentityFiles;
 use crate::dial::chain;
-use crate::tls::{Leaf, Tls, TlsError};
+use crate::tls::{Foreign, Leaf, Tls, TlsError};
 
 /// Chains and bundles are a handful of certificates.
 const MAX_FILE: u64 = 1 << 20;
@@ -23,6 +23,7 @@ pub(super) struct Material {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     roots: Vec<CertificateDer<'static>>,
+    foreign: Foreign,
 }
 
 impl Material {
@@ -35,6 +36,8 @@ impl Material {
         };
         let (chain_pem, key_pem, roots_pem) =
             (take("certificate", &files.certificate), take("key", &files.key), take("roots", &files.roots));
+        let foreign_pem: Vec<_> =
+            files.federated.iter().map(|domain| take("federated", &domain.roots)).collect();
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -51,9 +54,28 @@ impl Material {
         let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| {
             format!("identity.key: {} holds no private key in PEM: {error}", files.key.display())
         });
+        let (mut foreign, mut bad) = (Foreign::new(), Vec::new());
+        for (n, (files, pem)) in files.federated.iter().zip(foreign_pem).enumerate() {
+            let field = format!("federated[{n}]");
+            match (files.trust_domain.parse::<TrustDomain>(), certificates_of(&field, &files.roots, &pem)) {
+                (Ok(domain), Ok(roots)) => {
+                    if foreign.insert(domain, roots).is_some() {
+                        bad.push(format!("identity.{field}: {} stands twice", files.trust_domain));
+                    }
+                }
+                (domain, roots) => {
+                    bad.extend(domain.err().map(|error| format!("identity.{field}: {error}")));
+                    bad.extend(roots.err());
+                }
+            }
+        }
         match (own, key, roots) {
-            (Ok(own), Ok(key), Ok(roots)) => Self::judge(own, key, roots).map_err(|problem| vec![problem]),
-            (own, key, roots) => Err([own.err(), key.err(), roots.err()].into_iter().flatten().collect()),
+            (Ok(own), Ok(key), Ok(roots)) if bad.is_empty() => {
+                Self::judge(own, key, roots, foreign).map_err(|problem| vec![problem])
+            }
+            (own, key, roots) => {
+                Err([own.err(), key.err(), roots.err()].into_iter().flatten().chain(bad).collect())
+            }
         }
     }
 
@@ -61,10 +83,12 @@ impl Material {
         own: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         roots: Vec<CertificateDer<'static>>,
+        foreign: Foreign,
     ) -> Result<Self, String> {
         let unusable = |error: TlsError| format!("identity: {}", chain(&error));
         // As a whole, aside from what is in force.
         let tls = Tls::from_der(own.clone(), key.clone_key(), roots.clone()).map_err(unusable)?;
+        tls.set_foreign(foreign.clone()).map_err(|error| format!("identity.federated: {}", chain(&error)))?;
         if !tls.own_is_trusted() {
             return Err("identity: the certificate does not lead to any of the roots".to_owned());
         }
@@ -72,7 +96,7 @@ impl Material {
         if leaf.not_after <= SystemTime::now() {
             return Err(format!("identity: the certificate of {} has expired", leaf.identity));
         }
-        Ok(Self { leaf, chain: own, key, roots })
+        Ok(Self { leaf, chain: own, key, roots, foreign })
     }
 
     /// Who the certificate says that this proxy is.
@@ -82,12 +106,15 @@ impl Material {
 
     /// Whether it is in force already.
     pub(super) fn is_in_force(&self, tls: &Tls) -> bool {
-        tls.own().is_some_and(|own| own.chain == self.chain) && tls.roots() == self.roots
+        tls.own().is_some_and(|own| own.chain == self.chain)
+            && tls.roots() == self.roots
+            && *tls.foreign() == self.foreign
     }
 
     /// Puts it in force; open connections keep what they have.
     pub(super) fn apply(self, tls: &Tls) -> Result<(), TlsError> {
-        tls.set_identity(self.chain, self.key, self.roots)
+        tls.set_identity(self.chain, self.key, self.roots)?;
+        tls.set_foreign(self.foreign)
     }
 }
 
@@ -107,7 +134,12 @@ mod tests {
 
     fn files(dir: &Path) -> IdentityFiles {
         let at = |name: &str| dir.join(name);
-        IdentityFiles { certificate: at("tls.crt"), key: at("tls.key"), roots: at("roots.pem") }
+        IdentityFiles {
+            certificate: at("tls.crt"),
+            key: at("tls.key"),
+            roots: at("roots.pem"),
+            federated: Vec::new(),
+        }
     }
 
     fn write(dir: &Path, ca: &Ca, life: Duration) {

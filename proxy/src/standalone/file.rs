@@ -155,7 +155,34 @@ pub(super) struct IdentityFiles {
     pub(super) certificate: PathBuf,
     /// The leaf's private key.
     pub(super) key: PathBuf,
-    /// Whom to trust.
+    /// Whom to trust: for identities of the own trust domain.
+    pub(super) roots: PathBuf,
+    /// Other trust domains, each with the roots of its identities.
+    #[serde(default)]
+    pub(super) federated: Vec<FederatedFiles>,
+}
+
+impl IdentityFiles {
+    /// All of them.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let federated = self.federated.iter().map(|domain| &domain.roots);
+        [&self.certificate, &self.key, &self.roots].into_iter().chain(federated)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let federated = self.federated.iter_mut().map(|domain| &mut domain.roots);
+        [&mut self.certificate, &mut self.key, &mut self.roots].into_iter().chain(federated)
+    }
+}
+
+/// Another trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct FederatedFiles {
+    /// Its name.
+    pub(super) trust_domain: String,
+    /// Its roots, in PEM.
     pub(super) roots: PathBuf,
 }
 

@@ -350,3 +350,99 @@ fn a_bundle_of_before_never_takes_the_place_of_a_later_one() {
     tls.set_roots(vec![old.root()]).unwrap();
     assert_eq!(tls.roots(), [old.root()]);
 }
+
+fn foreign(domain: &str) -> Identity {
+    format!("spiffe://{domain}/ns/shop/sa/front").parse().unwrap()
+}
+
+fn bundles(of: &[(&str, &Ca)]) -> Foreign {
+    of.iter().map(|(domain, ca)| (domain.parse().unwrap(), vec![ca.root()])).collect()
+}
+
+#[tokio::test]
+async fn a_federated_trust_domain_is_known_both_ways_as_long_as_its_bundle_is_there() {
+    let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+    let a = tls(&ours, ours.workload(&identity("shop", "back")));
+    let b = tls(&theirs, theirs.workload(&foreign("other.example")));
+    assert!(handshake(&a, &b, Alpn::Http2).await.is_err() && handshake(&b, &a, Alpn::Http2).await.is_err());
+    a.set_foreign(bundles(&[("other.example", &theirs)])).unwrap();
+    // One side alone is not enough.
+    assert!(handshake(&a, &b, Alpn::Http2).await.is_err() && handshake(&b, &a, Alpn::Http2).await.is_err());
+    b.set_foreign(bundles(&[("cluster.local", &ours)])).unwrap();
+    let kept = b.client(Alpn::Http2);
+    let (_, server) = handshake_by(Arc::clone(&kept), &a).await.unwrap();
+    let shown = server.get_ref().1.peer_certificates().unwrap();
+    assert_eq!(peer_identity(shown).unwrap(), foreign("other.example"));
+    handshake(&a, &b, Alpn::Http2).await.unwrap();
+    let (_, resumed) = handshake_by(Arc::clone(&kept), &a).await.unwrap();
+    assert_eq!(resumed.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+
+    // What is known of the connection that is open.
+    let abroad =
+        Abroad::of(&identity("shop", "back"), &foreign("other.example"), server.get_ref().1, true).unwrap();
+    assert!(abroad.is_trusted(&a));
+    assert!(Abroad::of(&identity("shop", "back"), &identity("x", "y"), server.get_ref().1, true).is_none());
+    a.set_foreign(Foreign::new()).unwrap();
+    assert!(!abroad.is_trusted(&a));
+    for _ in 0..3 {
+        assert!(handshake_by(Arc::clone(&kept), &a).await.is_err(), "a kept session is no way back in");
+    }
+    a.set_foreign(bundles(&[("other.example", &Ca::new("another"))])).unwrap();
+    assert!(!abroad.is_trusted(&a), "another root of the same trust domain does not vouch for it");
+    a.set_foreign(bundles(&[("other.example", &theirs)])).unwrap();
+    assert!(abroad.is_trusted(&a));
+}
+
+#[tokio::test]
+async fn a_root_vouches_for_its_own_trust_domain_and_for_no_other() {
+    let (ours, theirs, thirds) = (Ca::new("ours"), Ca::new("theirs"), Ca::new("thirds"));
+    let good = tls(&ours, ours.workload(&identity("shop", "back")));
+    good.set_foreign(bundles(&[("other.example", &theirs), ("third.example", &thirds)])).unwrap();
+    let own = foreign("cluster.local");
+    for (ca, who, is_let_in) in [
+        (&ours, &own, true),
+        (&theirs, &foreign("other.example"), true),
+        (&thirds, &foreign("third.example"), true),
+        // Their root signs for us, ours for them, one of theirs for the other, and everybody for nobody that is known.
+        (&theirs, &own, false),
+        (&thirds, &own, false),
+        (&ours, &foreign("other.example"), false),
+        (&thirds, &foreign("other.example"), false),
+        (&theirs, &foreign("third.example"), false),
+        (&ours, &foreign("fourth.example"), false),
+        (&theirs, &foreign("fourth.example"), false),
+        (&theirs, &foreign("other.example.evil"), false),
+    ] {
+        let (chain, key) = ca.workload(who);
+        // It trusts everybody, so that only what `good` thinks of it counts.
+        let peer = Tls::from_der(chain, key, vec![ca.root()]).unwrap();
+        match who.trust_domain.as_str() {
+            "cluster.local" => peer.set_roots(vec![ca.root(), ours.root()]).unwrap(),
+            _ => peer.set_foreign(bundles(&[("cluster.local", &ours)])).unwrap(),
+        }
+        for _ in 0..2 {
+            assert_eq!(handshake(&peer, &good, Alpn::Tcp).await.is_ok(), is_let_in, "{who} to us");
+            assert_eq!(handshake(&good, &peer, Alpn::Tcp).await.is_ok(), is_let_in, "us to {who}");
+        }
+    }
+}
+
+#[test]
+fn the_own_trust_domain_is_never_foreign_and_bundles_are_never_empty() {
+    let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+    let a = tls(&ours, ours.workload(&identity("shop", "back")));
+    let refused = |foreign: Foreign| a.set_foreign(foreign).unwrap_err().to_string();
+    assert!(refused(bundles(&[("cluster.local", &theirs)])).contains("own trust domain"));
+    let empty = [("other.example".parse().unwrap(), Vec::new())];
+    assert!(refused(empty.into()).contains("other.example holds no usable root"));
+    assert!(a.foreign().is_empty() && a.federation() == 0);
+    a.set_foreign(bundles(&[("other.example", &theirs)])).unwrap();
+    let generation = a.generation();
+    a.set_foreign(bundles(&[("other.example", &theirs)])).unwrap();
+    assert_eq!((a.federation(), a.generation()), (1, generation), "nothing has changed");
+    // They outlive a renewal and new roots of the own.
+    let (chain, key) = ours.workload(&identity("shop", "back"));
+    a.set_identity(chain, key, vec![ours.root()]).unwrap();
+    a.set_roots(vec![ours.root(), Ca::new("next").root()]).unwrap();
+    assert_eq!((a.foreign().len(), a.federation()), (1, 1));
+}

@@ -1,5 +1,6 @@
-//! Who is at the other end of a TLS connection: chain verification against the trust bundle, and the SPIFFE identity
-//! in a certificate. It never compares an identity with an expected one: that is the caller's.
+//! Who is at the other end of a TLS connection: the SPIFFE identity in a certificate, and chain verification against the
+//! bundle of that identity's trust domain, never against another one's: a root vouches for its own domain and for nobody
+//! else's (SPIFFE Federation, section 3). It never compares an identity with an expected one: that is the caller's.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -18,7 +19,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
 };
-use weft_api::{Identity, spiffe};
+use weft_api::{Identity, TrustDomain, spiffe};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Why a peer's certificate does not say who it is.
@@ -42,6 +43,9 @@ pub enum PeerError {
     /// Its time is over.
     #[error("the peer's certificate has expired")]
     Expired,
+    /// Nobody here vouches for identities of its trust domain.
+    #[error("the peer is of trust domain {0}, which is not federated with this mesh")]
+    Unknown(TrustDomain),
 }
 
 /// What a workload's certificate says.
@@ -175,17 +179,36 @@ impl Signed {
     }
 }
 
+/// The roots of each trust domain, the own one among them. Looked up by what a certificate itself says: that it says so is
+/// believed only once its chain leads to a root of that very domain.
+pub(super) type Domains = HashMap<TrustDomain, Arc<RootCertStore>>;
+
 /// Verifies a server's chain and that it is some workload's; which one, the caller checks.
 #[derive(Debug)]
 pub(super) struct ChainOnly {
-    roots: Arc<RootCertStore>,
+    domains: Domains,
     algorithms: WebPkiSupportedAlgorithms,
     signed: Signed,
 }
 
 impl ChainOnly {
-    pub(super) fn new(roots: Arc<RootCertStore>, provider: &CryptoProvider) -> Self {
-        Self { roots, algorithms: provider.signature_verification_algorithms, signed: Signed::default() }
+    pub(super) fn new(domains: Domains, provider: &CryptoProvider) -> Self {
+        Self { domains, algorithms: provider.signature_verification_algorithms, signed: Signed::default() }
+    }
+
+    /// Whether the chain of a server leads to a root of its own trust domain, as of then.
+    pub(super) fn vouches(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Error> {
+        let (end_entity, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        if self.signed.holds(end_entity, intermediates) {
+            return Ok(());
+        }
+        // Not from what is remembered: of strangers' certificates nothing is, before somebody vouches for them.
+        let domain = leaf(chain).map_err(refused)?.identity.trust_domain;
+        let roots = self.domains.get(&domain).ok_or_else(|| refused(PeerError::Unknown(domain)))?;
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, at, self.algorithms.all)?;
+        self.signed.add(end_entity, intermediates);
+        Ok(())
     }
 }
 
@@ -199,15 +222,8 @@ impl ServerCertVerifier for ChainOnly {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         if !self.signed.holds(end_entity, intermediates) {
-            let parsed = ParsedCertificate::try_from(end_entity)?;
-            verify_server_cert_signed_by_trust_anchor(
-                &parsed,
-                &self.roots,
-                intermediates,
-                now,
-                self.algorithms.all,
-            )?;
-            self.signed.add(end_entity, intermediates);
+            let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+            self.vouches(&chain, now)?;
         }
         peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
@@ -236,28 +252,51 @@ impl ServerCertVerifier for ChainOnly {
     }
 }
 
-/// Verifies a client's chain as rustls does, and that it is some workload's.
+/// Verifies a client's chain as rustls does, by the roots of its own trust domain, and that it is some workload's.
 #[derive(Debug)]
 pub(super) struct SpiffeClients {
-    inner: Arc<dyn ClientCertVerifier>,
+    domains: HashMap<TrustDomain, Arc<dyn ClientCertVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
     signed: Signed,
 }
 
 impl SpiffeClients {
     pub(super) fn new(
-        roots: Arc<RootCertStore>,
+        domains: &Domains,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, VerifierBuilderError> {
         // No hints: they would tell the roots' names to anybody who connects, and peers have one certificate anyway.
-        let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
-        let inner = builder.clear_root_hint_subjects().build()?;
-        Ok(Self { inner, signed: Signed::default() })
+        let verifier = |roots: &Arc<RootCertStore>| {
+            let builder =
+                WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+            builder.clear_root_hint_subjects().build()
+        };
+        let made = domains.iter().map(|(domain, roots)| Ok((domain.clone(), verifier(roots)?)));
+        Ok(Self {
+            domains: made.collect::<Result<_, VerifierBuilderError>>()?,
+            algorithms: provider.signature_verification_algorithms,
+            signed: Signed::default(),
+        })
+    }
+
+    /// Whether the chain of a client leads to a root of its own trust domain, as of then.
+    pub(super) fn vouches(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Error> {
+        let (end_entity, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        if self.signed.holds(end_entity, intermediates) {
+            return Ok(());
+        }
+        let domain = leaf(chain).map_err(refused)?.identity.trust_domain;
+        let verifier = self.domains.get(&domain).ok_or_else(|| refused(PeerError::Unknown(domain)))?;
+        // Only its result, which says no more than that there was no error.
+        let _: ClientCertVerified = verifier.verify_client_cert(end_entity, intermediates, at)?;
+        self.signed.add(end_entity, intermediates);
+        Ok(())
     }
 }
 
 impl ClientCertVerifier for SpiffeClients {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -267,9 +306,8 @@ impl ClientCertVerifier for SpiffeClients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         if !self.signed.holds(end_entity, intermediates) {
-            // Only its result, which says no more than that there was no error.
-            let _: ClientCertVerified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-            self.signed.add(end_entity, intermediates);
+            let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+            self.vouches(&chain, now)?;
         }
         peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
         Ok(ClientCertVerified::assertion())
@@ -281,7 +319,7 @@ impl ClientCertVerifier for SpiffeClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -290,10 +328,10 @@ impl ClientCertVerifier for SpiffeClients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }

@@ -15,6 +15,7 @@ mod clients;
 mod collector;
 mod copies;
 mod egress;
+mod federation;
 mod health;
 mod hedging;
 mod http1;

@@ -73,8 +73,15 @@ impl Ca {
     }
 }
 
+/// Of an account of ours, or of anybody whose whole SPIFFE id is given.
 pub fn identity(account: &str) -> Identity {
-    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
+    account
+        .parse()
+        .unwrap_or_else(|_| format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap())
+}
+
+pub fn identity_in(domain: &str, account: &str) -> Identity {
+    identity(&format!("spiffe://{domain}/ns/shop/sa/{account}"))
 }
 
 /// A proxy.
@@ -206,6 +213,17 @@ impl Node {
         node
     }
 
+    /// These other trust domains vouch for their own identities, and no others do.
+    pub fn federate(&self, domains: &[(&str, &Ca)]) {
+        let one = |(domain, ca): &(&str, &Ca)| (domain.parse().unwrap(), vec![ca.root()]);
+        self.tls.set_foreign(domains.iter().map(one).collect()).unwrap();
+    }
+
+    /// The roots of its own trust domain.
+    pub fn trust(&self, cas: &[&Ca]) {
+        self.tls.set_roots(cas.iter().map(|ca| ca.root()).collect::<Vec<_>>()).unwrap();
+    }
+
     /// Where the connections that it accepts were going.
     pub fn redirect(&self, direction: Direction, to: SocketAddr) {
         self.to.lock().unwrap()[direction as usize] = to;
@@ -298,11 +316,12 @@ fn traces(
 }
 
 pub fn workload(account: &str) -> v1::Workload {
+    let who = identity(account);
     v1::Workload {
         namespace: "shop".into(),
-        pod: format!("{account}-1"),
-        name: account.into(),
-        identity: identity(account).to_string(),
+        pod: format!("{}-1", who.service_account),
+        name: who.service_account.clone(),
+        identity: who.to_string(),
         mtls: v1::MtlsMode::Permissive.into(),
         ..Default::default()
     }

@@ -81,6 +81,7 @@ fn every_field_is_told_to_the_proxy() {
     assert_eq!((all.level, policy.action(), policy.dry_run, policy.audit), (1, Action::Deny, true, true));
     let rule = &policy.rules[0];
     let source = v1::AuthorizationSource {
+        trust_domains: Vec::new(),
         identities: vec!["*/sa/front".into()],
         namespaces: vec!["shop".into()],
         ip_blocks: vec!["10.0.0.0/8".into()],

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::Method;
-use weft_api::{Identity, v1};
+use weft_api::{Identity, TrustDomain, v1};
 
 use super::matches::{header_match, value_match};
 use super::{Invalid, Result, list, port_of, required, unknown};
@@ -14,7 +14,7 @@ use crate::route::host::HostMatch;
 use crate::token::claims::ClaimMatch;
 
 /// What this proxy understands, see `Authorization.level`.
-const LEVEL: u32 = 2;
+const LEVEL: u32 = 3;
 /// Sources and targets of all rules together.
 const MOST: usize = 100_000;
 
@@ -94,6 +94,10 @@ fn source(message: &v1::AuthorizationSource) -> Result<Source> {
     Ok(Source {
         identities: list("identities", &message.identities, |text| {
             weft_api::spiffe::pattern(text).map_err(|e| Invalid::new("", e.to_string()))?;
+            Ok(text.clone())
+        })?,
+        trust_domains: list("trust_domains", &message.trust_domains, |text| {
+            text.parse::<TrustDomain>().map_err(|e| Invalid::new("", e.to_string()))?;
             Ok(text.clone())
         })?,
         namespaces: list("namespaces", &message.namespaces, |text| required("", text).map(str::to_owned))?,

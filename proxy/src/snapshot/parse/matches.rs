@@ -20,7 +20,7 @@ pub(super) fn matches(messages: &[v1::Match], own: Option<&Identity>) -> Result<
         };
         let unknown = || Invalid::new("", "cannot be judged, because this proxy has no identity");
         let own = own.ok_or_else(|| unknown().within(&format!("matches[{i}].source")))?;
-        if source.fits(own) {
+        if source.fits(own, false) {
             kept.push(matching);
         }
     }
