@@ -39,8 +39,8 @@ fn traced(ns: &Namespace, name: &str, sampling: &str) -> App {
 #[test]
 fn the_spans_of_a_caller_and_of_whom_it_calls_are_one_trace() {
     scenario("tracing", Injection::Label, |ns| {
-        // Proxies tell it in plain text, not through the mesh.
-        App::new("collector").annotation("weft.dev/skip-inbound-ports", "8080").deploy(ns)?;
+        // Proxies tell it in plain text, which is allowed by default.
+        App::new("collector").deploy(ns)?;
         traced(ns, "back", "0").deploy(ns)?;
         traced(ns, "front", "0").deploy(ns)?;
         let client = Client::deploy(ns, "client")?;
