@@ -8,8 +8,12 @@ mod apps;
 #[allow(dead_code, reason = "shared with the in-process tests")]
 #[path = "../path/clients.rs"]
 mod clients;
+#[allow(dead_code, reason = "shared with the in-process tests")]
+#[path = "../path/collector.rs"]
+mod collector;
 mod compose;
 mod process;
 mod restart;
 mod settings;
 mod shed;
+mod traces;
