@@ -77,6 +77,7 @@ evictionHard: {memory.available: 50Mi, nodefs.available: "0%", nodefs.inodesFree
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 volumePluginDir: $dir/volumeplugins
+featureGates: {$(sed "s/=/: /g; s/,/, /g" <<<"$GATES")}
 readOnlyPort: 0
 syncFrequency: 10s
 kubeAPIQPS: 200

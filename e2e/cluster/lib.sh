@@ -9,6 +9,9 @@ KUBERNETES_VERSION=1.36.3
 COREDNS_VERSION=1.15.0
 HELM_VERSION=3.22.0
 
+# Off by default in Kubernetes: trust bundles of the cluster, certificates that the kubelet asks for, and both as volumes.
+GATES=ClusterTrustBundle=true,ClusterTrustBundleProjection=true,PodCertificateRequest=true
+
 CACHE=${WEFT_CACHE:-$HOME/.cache/weft}
 BIN=$CACHE/bin/k$KUBERNETES_VERSION-c$COREDNS_VERSION-h$HELM_VERSION
 IMAGES=$CACHE/images

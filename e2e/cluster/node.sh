@@ -52,7 +52,8 @@ if [ "$ROLE" = control-plane ]; then
     --service-cluster-ip-range="$SERVICES" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true \
     --requestheader-client-ca-file="$pki/ca.crt" --requestheader-allowed-names=front-proxy --requestheader-username-headers=X-Remote-User \
     --requestheader-group-headers=X-Remote-Group --requestheader-extra-headers-prefix=X-Remote-Extra- \
-    --proxy-client-cert-file="$pki/front-proxy.crt" --proxy-client-key-file="$pki/front-proxy.key"
+    --proxy-client-cert-file="$pki/front-proxy.crt" --proxy-client-key-file="$pki/front-proxy.key" --feature-gates="$GATES" \
+    --runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true,certificates.k8s.io/v1beta1/podcertificaterequests=true
 fi
 keep containerd containerd --config "$dir/containerd.toml"
 await 60 "containerd's start" ctr version
@@ -63,7 +64,8 @@ await 60 "the API server's start" env KUBECONFIG="$pki/$NODE.conf" "$BIN/kubectl
 if [ "$ROLE" = control-plane ]; then
   keep controller-manager kube-controller-manager --kubeconfig="$pki/controller-manager.conf" --service-account-private-key-file="$pki/sa.key" \
     --root-ca-file="$pki/ca.crt" --use-service-account-credentials=true --leader-elect=false --bind-address=127.0.0.1 --cluster-name="$NAME" \
-    --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" --kube-api-qps=300 --kube-api-burst=600
+    --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" --kube-api-qps=300 --kube-api-burst=600 \
+    --feature-gates="$GATES"
   keep scheduler kube-scheduler --kubeconfig="$pki/scheduler.conf" --leader-elect=false --bind-address=127.0.0.1
 fi
 keep kubelet kubelet --config="$dir/kubelet.yaml" --kubeconfig="$pki/$NODE.conf" --hostname-override="$NODE" --node-ip="$NODE_IP,$NODE_IP6" --root-dir=/var/lib/kubelet

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts a real Kubernetes on this machine and waits until it serves. Does nothing when it runs already; what a dead one left is
-# removed first. usage: [CLUSTER=name] [NODES=n] up.sh
+# removed first, and so is one that other versions of these scripts have started. usage: [CLUSTER=name] [NODES=n] up.sh
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$here/cgroups.sh"
@@ -10,7 +10,8 @@ set -euo pipefail
 [ "$(id -u)" = 0 ] || die "a cluster of our own needs root; on a workstation use 'make kind-up' (Docker and kind)"
 bash "$here/install-deps.sh" cluster
 lock
-if [ -e "$STATE/ready" ] && nodes_live && kubectl --request-timeout=5s get --raw /readyz >/dev/null 2>&1; then
+made_by=$(cat "$here"/{lib,up,node,config,network,pki,cgroups}.sh "$here/base.yaml" | sha256sum)
+if [ "$(cat "$STATE/ready" 2>/dev/null)" = "$made_by" ] && nodes_live && kubectl --request-timeout=5s get --raw /readyz >/dev/null 2>&1; then
   say "the cluster runs already; KUBECONFIG=$KUBECONFIG_FILE"
   exit 0
 fi
@@ -56,5 +57,5 @@ sed "s/DNS_IP/$(dns_ip "$(number)")/" "$here/base.yaml" | kubectl apply -f - >/d
 await 90 "the nodes' readiness" nodes_ready
 await 90 "CoreDNS" kubectl -n kube-system rollout status deploy/coredns --timeout=1s
 await 30 "the default ServiceAccount" kubectl get serviceaccount default
-touch "$STATE/ready"
+echo "$made_by" >"$STATE/ready"
 say "the cluster is ready after $((SECONDS - begin)) s; KUBECONFIG=$KUBECONFIG_FILE"

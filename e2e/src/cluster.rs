@@ -58,6 +58,11 @@ impl Cluster {
         start(&program.to_path_buf(), args, &self.environment, None)?.wait(PATIENCE)
     }
 
+    /// Starts another client of the cluster in the background.
+    pub fn start_program(&self, program: &Path, args: &[&str]) -> Result<Running> {
+        start(&program.to_path_buf(), args, &self.environment, None)
+    }
+
     /// Starts kubectl in the background.
     pub fn start(&self, args: &[&str], input: Option<&[u8]>) -> Result<Running> {
         start(&self.kubectl, args, &self.environment, input.map(<[u8]>::to_vec))
