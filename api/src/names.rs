@@ -50,6 +50,10 @@ pub const TOKEN_AUDIENCE: &str = "weft";
 pub const BUNDLE_CONFIGMAP: &str = "weft-trust-bundle";
 /// Key of the PEM bundle in [`BUNDLE_CONFIGMAP`].
 pub const BUNDLE_KEY: &str = "roots.pem";
+/// Kubernetes' name for Weft as a signer of workloads' certificates: in PodCertificateRequests, and of [`CLUSTER_BUNDLE`].
+pub const SIGNER: &str = "weft.dev/workload";
+/// The ClusterTrustBundle; the API server wants its signer's name at the beginning.
+pub const CLUSTER_BUNDLE: &str = "weft.dev:workload:bundle";
 /// Secret with the root certificate (`tls.crt`) and key (`tls.key`), in Weft's own namespace.
 pub const CA_SECRET: &str = "weft-ca";
 /// On [`CA_SECRET`], as an annotation of any value: the user wants the root to be rotated now.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::{TryStreamExt, stream};
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -50,6 +51,8 @@ pub async fn run(settings: Cleanup) -> anyhow::Result<()> {
     delete::<Secret>(&Api::namespaced(client.clone(), own), names::CA_SECRET).await?;
     delete::<ConfigMap>(&Api::namespaced(client.clone(), own), names::CA_STATUS).await?;
     delete::<Lease>(&Api::namespaced(client.clone(), own), names::OPERATOR).await?;
+    // Where the cluster serves them.
+    delete::<ClusterTrustBundle>(&Api::all(client.clone()), names::CLUSTER_BUNDLE).await?;
     if !settings.keep_crds {
         let api: Api<CustomResourceDefinition> = Api::all(client);
         for name in [

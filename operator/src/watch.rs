@@ -176,7 +176,8 @@ fn key_of<K: kube::Resource>(object: &K) -> Key {
     Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
-fn not_found(error: &Error) -> bool {
+/// Whether the API server does not serve what was watched.
+pub(crate) fn not_found(error: &Error) -> bool {
     match error {
         Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
         Error::WatchStartFailed(kube::Error::Api(status)) | Error::WatchFailed(kube::Error::Api(status)) => {

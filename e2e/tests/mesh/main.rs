@@ -25,3 +25,4 @@ mod status;
 mod strictness;
 mod tokens;
 mod tracing;
+mod volumes;

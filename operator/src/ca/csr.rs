@@ -35,8 +35,15 @@ pub fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, BadRequest> {
         return Err(BadRequest::Unreadable);
     }
     request.verify_signature().map_err(|_| BadRequest::Signature)?;
-    let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
-        .map_err(|_| BadRequest::Key)?;
+    bare_public_key(request.certification_request_info.subject_pki.raw)
+}
+
+/// A public key (PKIX) of which somebody else has verified that the caller has the private one.
+///
+/// # Errors
+/// It is of a kind that is not supported.
+pub fn bare_public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, BadRequest> {
+    let key = SubjectPublicKeyInfo::from_der(der).map_err(|_| BadRequest::Key)?;
     let good = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
     use rcgen::PublicKeyData;
     if good.into_iter().any(|algorithm| algorithm == key.algorithm()) {

@@ -12,7 +12,7 @@ pub mod serving;
 #[cfg(test)]
 mod tests;
 
-pub use csr::{BadRequest, public_key};
-pub use issue::{Authority, IssueError, Issued};
+pub use csr::{BadRequest, bare_public_key, public_key};
+pub use issue::{Authority, Certified, IssueError, Issued};
 pub use root::{BadRoot, Root};
 pub use roots::{Phase, Roots};

@@ -13,6 +13,8 @@ use super::roots::{Phase, Roots};
 
 /// A standing lasts at least that long, so that what lies in files and caches has followed.
 pub const SETTLE: Duration = Duration::from_secs(10);
+/// And that long where pods read the bundle from files: the kubelet looks after a pod's volumes once in 90 s at the latest.
+pub const FOLLOW: Duration = Duration::from_secs(150);
 
 /// What is known beside the roots themselves.
 #[derive(Clone, Debug)]
@@ -72,6 +74,8 @@ pub struct Trusted {
     pub acknowledged: u32,
     /// Running pods with a proxy, connected or not.
     pub pods: u32,
+    /// There are pods that read the bundle from files, by themselves.
+    pub readers: bool,
 }
 
 /// One write.
@@ -126,6 +130,10 @@ pub fn next(roots: &Roots, facts: &Facts) -> Next {
             match unready(facts.trusted, unreached_are_dead) {
                 Some(why) if !last_moment => wait(why),
                 _ if age < SETTLE => wait("the bundle with the next root is spreading".into()),
+                _ if facts.trusted.readers && age < FOLLOW && !last_moment => wait(
+                    "the kubelets are given time to bring the bundle with the next root into pods' volumes"
+                        .into(),
+                ),
                 _ => Next::Do(Step::Switch),
             }
         }
@@ -160,7 +168,7 @@ fn stable(roots: &Roots, facts: &Facts) -> Next {
 
 /// Why the next root cannot sign yet.
 fn unready(trusted: Trusted, unreached_are_dead: bool) -> Option<String> {
-    let Trusted { published, connected, acknowledged, pods } = trusted;
+    let Trusted { published, connected, acknowledged, pods, readers: _ } = trusted;
     if acknowledged < connected {
         return Some(format!("{acknowledged} of {connected} connected proxies trust the next root"));
     }
@@ -214,7 +222,7 @@ mod tests {
     }
 
     fn facts(now: SystemTime) -> Facts {
-        let all = Trusted { published: true, connected: 3, acknowledged: 3, pods: 3 };
+        let all = Trusted { published: true, connected: 3, acknowledged: 3, pods: 3, readers: false };
         Facts { now, maker: Maker::Weft, wanted: false, unmarked: false, leaf_lifetime: HOUR, trusted: all }
     }
 
@@ -271,6 +279,9 @@ mod tests {
         let last_moment =
             Facts { trusted: Trusted { acknowledged: 2, ..all }, ..facts(begin + HOUR * 90 - HOUR / 4) };
         assert_eq!(step(&both, &last_moment), Some(Step::Switch), "or all of them would lose");
+        let files = |age| Facts { trusted: Trusted { readers: true, ..all }, ..facts(begin + age) };
+        assert_eq!(step(&both, &files(SETTLE * 2)), None, "volumes follow later than streams");
+        assert_eq!(step(&both, &files(FOLLOW)), Some(Step::Switch));
     }
 
     #[test]
@@ -350,7 +361,7 @@ mod tests {
             let mut stopped: Vec<(Vec<u8>, SystemTime)> = Vec::new();
             for (minutes, acknowledged, published, wanted) in turns {
                 now += Duration::from_secs(u64::from(minutes) * 60);
-                let trusted = Trusted { published, connected: 3, acknowledged: acknowledged.min(3), pods: 3 };
+                let trusted = Trusted { published, connected: 3, acknowledged: acknowledged.min(3), pods: 3, readers: wanted };
                 let facts = Facts { wanted, trusted, ..facts(now) };
                 let before = state.clone();
                 let Next::Do(step) = next(&state, &facts) else { continue };

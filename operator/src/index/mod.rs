@@ -250,6 +250,12 @@ impl Index {
         u32::try_from(running.count()).unwrap_or(u32::MAX)
     }
 
+    /// Whether a pod reads the cluster's trust bundle from a volume.
+    #[must_use]
+    pub fn bundle_is_read(&self) -> bool {
+        self.spaces.values().flat_map(|space| space.pods.values()).any(|pod| pod.reads_bundle && !pod.ended)
+    }
+
     /// How many of each kind are held.
     #[must_use]
     pub fn sizes(&self) -> [(&'static str, usize); 10] {

@@ -45,6 +45,8 @@ pub struct Pod {
     pub probes: Vec<Probe>,
     /// Annotation `weft.dev/outbound-policy`.
     pub outbound: Option<OutboundPolicy>,
+    /// A volume of it holds the cluster's trust bundle.
+    pub reads_bundle: bool,
 }
 
 /// A call that the kubelet makes.
@@ -129,6 +131,7 @@ impl Pod {
             ports,
             probes,
             outbound: annotated(meta.annotations.as_ref()),
+            reads_bundle: spec.volumes.iter().flatten().any(holds_bundle),
             labels: Arc::new(labels),
             key,
         })
@@ -139,6 +142,15 @@ impl Pod {
     pub fn named_port(&self, name: &str) -> Option<u16> {
         self.ports.iter().find(|(n, _)| n == name).map(|(_, port)| *port)
     }
+}
+
+fn holds_bundle(volume: &core::Volume) -> bool {
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let mut bundles = sources.filter_map(|source| source.cluster_trust_bundle.as_ref());
+    bundles.any(|bundle| {
+        bundle.name.as_deref() == Some(names::CLUSTER_BUNDLE)
+            || bundle.signer_name.as_deref() == Some(names::SIGNER)
+    })
 }
 
 /// True when the labels hold all that the selector asks for.
@@ -232,5 +244,24 @@ impl Namespace {
     #[must_use]
     pub fn wanted_mirror(&self) -> Option<&'static str> {
         (self.label.is_none() && self.annotation.as_deref() == Some(names::ENABLED)).then_some(names::ENABLED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_pod_that_mounts_the_clusters_bundle_is_known_for_it() {
+        let read = |source: Value| {
+            let pod = json!({ "metadata": { "namespace": "shop", "name": "batch" }, "spec": { "containers": [],
+                "volumes": [{ "name": "tmp" }, { "name": "mesh", "projected": { "sources": [source] } }] } });
+            Pod::read(serde_json::from_value(pod).unwrap()).unwrap().reads_bundle
+        };
+        assert!(read(json!({ "clusterTrustBundle": { "name": names::CLUSTER_BUNDLE, "path": "x" } })));
+        assert!(read(json!({ "clusterTrustBundle": { "signerName": names::SIGNER, "path": "x" } })));
+        assert!(!read(json!({ "clusterTrustBundle": { "name": "another", "path": "x" } })));
+        assert!(!read(json!({ "podCertificate": { "signerName": names::SIGNER, "keyType": "ED25519" } })));
     }
 }

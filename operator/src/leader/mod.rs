@@ -1,17 +1,20 @@
-//! What only one replica may do: the rotation of the root, trust bundles, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
+//! What only one replica may do: the rotation of the root, trust bundles, certificates that kubelets ask for, the mirror label, the webhooks' caBundle, the CA Secret when it is deleted,
 //! the status of resources, Events, dividing shared limits. Each is observe → plan (pure) → apply; none is needed for running traffic.
 
 mod bundle;
 mod changes;
+mod cluster_bundle;
 mod conditions;
 mod ejections;
 pub(crate) mod events;
 mod lease;
 pub(crate) mod limits;
 mod mirror;
+mod pod_certificates;
 pub(crate) mod replicas;
 mod root;
 mod rotation;
+mod served;
 mod status;
 mod webhooks;
 
@@ -73,6 +76,8 @@ impl Leader {
         let events = Events::new(&self.writer, &self.settings.pod_name);
         let mut parts = JoinSet::new();
         parts.spawn(bundle::keep(self.clone()));
+        parts.spawn(cluster_bundle::keep(self.clone()));
+        parts.spawn(pod_certificates::keep(self.clone()));
         parts.spawn(mirror::keep(self.clone()));
         parts.spawn(webhooks::keep(self.clone()));
         parts.spawn(root::keep(self.clone(), events.clone()));

@@ -37,13 +37,15 @@ pub struct Published {
     pub injector: AtomicI64,
     /// In the `caBundle` that validates.
     pub validator: AtomicI64,
+    /// In the cluster's trust bundle, where there is one. Waited for only when pods read it.
+    pub cluster: AtomicI64,
 }
 
 impl Published {
-    fn everywhere(&self, epoch: i64) -> bool {
-        [&self.bundles, &self.injector, &self.validator]
-            .iter()
-            .all(|told| told.load(Ordering::Acquire) == epoch)
+    fn everywhere(&self, epoch: i64, readers: bool) -> bool {
+        let cluster = readers.then_some(&self.cluster);
+        let told = [&self.bundles, &self.injector, &self.validator].into_iter().chain(cluster);
+        told.into_iter().all(|told| told.load(Ordering::Acquire) == epoch)
     }
 }
 
@@ -61,8 +63,9 @@ pub async fn keep(leader: Leader, events: Events) {
             // Only then is it of interest.
             Phase::Distributing => {
                 let reply = replicas.applied(&leader.shared, &leader.settings).await;
-                let pods = leader.shared.store.view(|view| view.index.proxies());
-                trusted(roots, &reply, &leader.published, pods)
+                let (pods, readers) =
+                    leader.shared.store.view(|view| (view.index.proxies(), view.index.bundle_is_read()));
+                trusted(roots, &reply, &leader.published, pods, readers)
             }
             Phase::Stable | Phase::Retiring => Trusted::default(),
         };
@@ -91,14 +94,15 @@ pub async fn keep(leader: Leader, events: Events) {
     }
 }
 
-fn trusted(roots: &Roots, reply: &AppliedReply, published: &Published, pods: u32) -> Trusted {
+fn trusted(roots: &Roots, reply: &AppliedReply, published: &Published, pods: u32, readers: bool) -> Trusted {
     let source = bundle_source(roots);
     let row = reply.rows.iter().find(|row| row.source.as_ref() == Some(&source));
     Trusted {
-        published: reply.roots_epoch == roots.epoch && published.everywhere(roots.epoch),
+        published: reply.roots_epoch == roots.epoch && published.everywhere(roots.epoch, readers),
         connected: reply.proxies,
         acknowledged: row.map_or(0, |row| row.applied),
         pods,
+        readers,
     }
 }
 
@@ -241,12 +245,21 @@ mod tests {
         };
         let published = Published::default();
         for told in [&published.bundles, &published.injector, &published.validator] {
-            assert!(!trusted(&roots, &reply, &published, 4).published);
+            assert!(!trusted(&roots, &reply, &published, 4, false).published);
             told.store(roots.epoch, Ordering::Release);
         }
-        let all = Trusted { published: true, connected: 3, acknowledged: 2, pods: 4 };
-        assert_eq!(trusted(&roots, &reply, &published, 4), all);
+        let all = Trusted { published: true, connected: 3, acknowledged: 2, pods: 4, readers: false };
+        assert_eq!(trusted(&roots, &reply, &published, 4, false), all);
+        assert!(
+            !trusted(&roots, &reply, &published, 4, true).published,
+            "pods read the cluster's, which is not written"
+        );
+        published.cluster.store(roots.epoch, Ordering::Release);
+        assert_eq!(trusted(&roots, &reply, &published, 4, true), Trusted { readers: true, ..all });
         let behind = AppliedReply { roots_epoch: before.epoch, ..reply };
-        assert!(!trusted(&roots, &behind, &published, 4).published, "a replica does not know of it yet");
+        assert!(
+            !trusted(&roots, &behind, &published, 4, false).published,
+            "a replica does not know of it yet"
+        );
     }
 }

@@ -28,7 +28,9 @@ use weft_api::v1::AppliedReply;
 use weft_api::v1::identity_server::IdentityServer;
 use weft_api::v1::peers_server::PeersServer;
 
+pub(crate) use pace::Pace;
 pub use session::{MAX_ADDRESSES, Refusal, Session, bundle_source};
+pub(crate) use sign::OF_A_POD;
 
 use crate::ca::Authority;
 use crate::ca::serving::Serving;

@@ -26,7 +26,7 @@ const QUEUE: Duration = Duration::from_secs(5);
 /// How long the API server may take.
 const REVIEW: Duration = Duration::from_secs(10);
 /// Certificates of one pod: so many at once, and then one in that time. A proxy with the shortest lifetime asks every 40 s.
-const OF_A_POD: (u32, Duration) = (10, Duration::from_secs(10));
+pub const OF_A_POD: (u32, Duration) = (10, Duration::from_secs(10));
 /// Refused tokens of one address; beyond that the API server is not asked for it.
 const BAD_TOKENS: (u32, Duration) = (64, Duration::from_millis(500));
 /// Tokens are 1 to 2 KiB.
