@@ -33,7 +33,7 @@ fn api_server(pod: Result<Option<Value>, ()>, writes: Writes) -> Client {
             let failure = |code: u16| {
                 (
                     code,
-                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
+                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": if code == 404 { "NotFound" } else { "InternalError" },
                 "message": "no", "code": code }),
                 )
             };
