@@ -17,6 +17,7 @@ use crate::index::testing::{OWN, index};
 use crate::metrics::{Metrics, Why};
 use crate::serve::fleet::Fleet;
 use crate::serve::peer;
+use crate::serve::refusals::Refusals;
 use crate::store::Store;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -65,6 +66,8 @@ fn signer(pod: Result<Option<Value>, ()>) -> (Signer, Writes, Sink) {
         store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
         fleet: Arc::new(Fleet::default()),
         limits: Arc::default(),
+        missed: Arc::default(),
+        refusals: Refusals::new().0,
         authority,
         serving: Arc::new(serving),
         metrics,
