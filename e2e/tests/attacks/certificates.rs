@@ -45,6 +45,8 @@ fn a_certificate_that_is_not_a_good_one_of_the_mesh_gets_no_byte_to_the_applicat
             });
             params
         };
+        let dns = SanType::DnsName("server".try_into()?);
+        let named = with(&|p| p.subject_alt_names.push(dns.clone()))?;
         let second = SanType::URI(id(&ns.name, "admin").as_str().try_into()?);
         let attacks = [
             ("no certificate", None),
@@ -67,8 +69,7 @@ fn a_certificate_that_is_not_a_good_one_of_the_mesh_gets_no_byte_to_the_applicat
                 Some(mesh.sign(&with(&|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))?)?),
             ),
             ("signed by another workload", Some(mesh.sign_below(&plain()?, &leaf(&id(&ns.name, "admin"))?)?)),
-            ("below an authority for other names", Some(mesh.sign_below(&elsewhere, &plain()?)?)),
-            ("below an authority of its own", Some(mesh.sign_below(&authority(), &plain()?)?)),
+            ("below an authority for other names", Some(mesh.sign_below(&elsewhere, &named)?)),
             ("at the end of a huge chain", Some(mesh.sign_deep(60, &plain()?)?)),
         ];
         let labels = ["direction=\"inbound\"", "reason=\"client-certificate\""];

@@ -182,6 +182,22 @@ impl<'a> Attacker<'a> {
         Ok(sum)
     }
 
+    /// How many requests a proxy has found malformed: those with a head that can be read, and connections that ended before that.
+    pub fn malformed(&self, address: &str) -> Result<u64> {
+        let reason = ["direction=\"inbound\"", "reason=\"bad-request\""];
+        let requests = self.count(address, "weft_requests_total", &reason)?;
+        Ok(requests + self.count(address, "weft_refusals_total", &reason)?)
+    }
+
+    /// Waits until there are that many.
+    pub fn malformed_are(&self, address: &str, least: u64) -> Result<()> {
+        eventually("malformed requests are counted", SOON, || {
+            let count = self.malformed(address)?;
+            ensure!(count >= least, "there are {count}, not {least}");
+            Ok(())
+        })
+    }
+
     /// Waits until a counter has come that far.
     pub fn counted(&self, address: &str, counter: &str, labels: &[&str], least: u64) -> Result<()> {
         eventually(&format!("{counter} {labels:?} of {address}"), SOON, || {

@@ -7,8 +7,6 @@ use weft_e2e::{App, Client, Injection, Namespace, eventually, scenario};
 
 use super::ground::{Attacker, SOON, Shown, Signer, address, get, id, leaf, served, statuses};
 
-const REQUESTS: &str = "weft_requests_total";
-
 #[test]
 fn the_callee_is_told_the_callers_service_account_and_what_clients_claim_is_removed() {
     scenario("identity", Injection::Label, |ns| {
@@ -108,7 +106,7 @@ fn two_hosts_are_none_and_the_one_that_is_judged_is_the_one_that_is_read() {
             Ok(())
         })?;
         let before = served(&attacker.plain((ip, 8080), get("/"))?)?;
-        let bad = attacker.count(ip, REQUESTS, &["reason=\"bad-request\""])?;
+        let bad = attacker.malformed(ip)?;
         for (target, hosts, status) in [
             ("http://closed/x", &["server"][..], "403"),
             ("/", &["server", "closed"], "400"),
@@ -122,7 +120,7 @@ fn two_hosts_are_none_and_the_one_that_is_judged_is_the_one_that_is_read() {
                 ensure!(statuses(&answer) == [status], "{target} {hosts:?} by {how}: {answer}");
             }
         }
-        attacker.counted(ip, REQUESTS, &["reason=\"bad-request\""], bad + 10)?;
+        attacker.malformed_are(ip, bad + 10)?;
         // The target is what counts, and all that the application gets to see.
         let after = ways.both(ask("http://server/x", &["closed"]).as_bytes())?;
         for (how, answer) in &after {
@@ -172,7 +170,7 @@ fn nothing_is_smuggled_behind_an_upgrade_to_http2_or_a_disputed_length() {
             }
         }
         before += 6;
-        let bad = attacker.count(ip, REQUESTS, &["reason=\"bad-request\""])?;
+        let bad = attacker.malformed(ip)?;
         let smuggled = "GET /admin HTTP/1.1\r\nhost: server\r\n\r\n";
         let disputed = [
             format!(
@@ -195,7 +193,7 @@ fn nothing_is_smuggled_behind_an_upgrade_to_http2_or_a_disputed_length() {
                 );
             }
         }
-        attacker.counted(ip, REQUESTS, &["reason=\"bad-request\""], bad + 6)?;
+        attacker.malformed_are(ip, bad + 6)?;
         let after = served(&attacker.plain((ip, 8080), get("/public"))?)?;
         ensure!(after == before + 1, "{} hidden requests reached the application", after - before - 1);
         Ok(())
