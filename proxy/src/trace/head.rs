@@ -27,7 +27,10 @@ pub struct Begun {
 pub(super) fn begin(headers: &mut HeaderMap, sampling: Sampling, random: impl FnOnce() -> [u64; 3]) -> Begun {
     if let Some(value) = only(headers, TRACEPARENT) {
         return match value.and_then(|value| context::parse(value.as_bytes())) {
-            Some(parent) if parent.flags & SAMPLED == 0 => Begun { trace: Some(parent.trace), open: None },
+            Some(parent) if parent.flags & SAMPLED == 0 => {
+                only_fit_state(headers);
+                Begun { trace: Some(parent.trace), open: None }
+            }
             Some(parent) => goes_on(headers, parent, random()),
             None => anew(headers, sampling, random()),
         };
@@ -59,6 +62,7 @@ fn only(headers: &HeaderMap, name: HeaderName) -> Option<Option<&HeaderValue>> {
 fn goes_on(headers: &mut HeaderMap, parent: Parent, [span, ..]: [u64; 3]) -> Begun {
     let span = SpanId::of(span);
     headers.insert(TRACEPARENT, context::write(&Parent { span, ..parent }));
+    only_fit_state(headers);
     let state = state(headers);
     open(parent.trace, span, Some(parent.span), parent.flags, state)
 }
@@ -73,14 +77,17 @@ fn anew(headers: &mut HeaderMap, sampling: Sampling, [high, low, span]: [u64; 3]
     if told { open(trace, span, None, flags, None) } else { Begun { trace: Some(trace), open: None } }
 }
 
-/// What goes on, as one value. One that is not fit to go on does not.
-fn state(headers: &mut HeaderMap) -> Option<HeaderValue> {
-    let first = headers.get(TRACESTATE)?;
-    let all = headers.get_all(TRACESTATE);
-    if !context::is_state(all.iter().map(HeaderValue::as_bytes)) {
+/// One that is not fit to go on does not.
+fn only_fit_state(headers: &mut HeaderMap) {
+    if !context::is_state(headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes)) {
         headers.remove(TRACESTATE);
-        return None;
     }
+}
+
+/// What goes on, as one value.
+fn state(headers: &HeaderMap) -> Option<HeaderValue> {
+    let all = headers.get_all(TRACESTATE);
+    let first = all.iter().next()?;
     if all.iter().count() == 1 {
         return Some(first.clone());
     }
@@ -135,11 +142,15 @@ mod tests {
 
     #[test]
     fn who_does_not_tell_is_followed_too_and_nothing_is_touched() {
-        let before = headers(&[("traceparent", UNTOLD), ("tracestate", "not a state")]);
+        let before = headers(&[("traceparent", UNTOLD), ("tracestate", "a=1, b=2")]);
         let mut head = before.clone();
         let begun = begin(&mut head, all(), || unreachable!("nothing is made"));
         assert!(begun.open.is_none() && begun.trace.is_some());
         assert_eq!(head, before);
+        // But for what nobody could read.
+        let mut head = headers(&[("traceparent", UNTOLD), ("tracestate", "not a state")]);
+        begin(&mut head, all(), || unreachable!("nothing is made"));
+        assert_eq!(head, headers(&[("traceparent", UNTOLD)]));
     }
 
     #[test]
