@@ -15,6 +15,8 @@ pub const CHECK_PORT: u16 = 15029;
 pub const PROXY_PORTS: [u16; 5] = [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, METRICS_PORT, CHECK_PORT];
 /// The operator's gRPC port (Identity, Config, Peers).
 pub const OPERATOR_PORT: u16 = 15010;
+/// Where the operator serves the mesh's own bundle to other meshes, if it shall (SPIFFE bundle endpoint).
+pub const BUNDLE_PORT: u16 = 15011;
 /// The webhook's HTTPS port.
 pub const WEBHOOK_PORT: u16 = 9443;
 /// The proxy's uid and gid: its own connections are not redirected.

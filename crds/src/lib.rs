@@ -13,6 +13,7 @@ pub mod rate_limit;
 pub mod reference;
 pub mod request_authentication;
 pub mod traffic_policy;
+pub mod trust_domain;
 pub mod validate;
 
 pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
@@ -21,6 +22,7 @@ pub use mesh_service::{MeshService, MeshServiceSpec, MeshServiceStatus};
 pub use peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 pub use request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
 pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
+pub use trust_domain::{TrustDomain, TrustDomainSpec};
 
 /// API group of every resource.
 pub const GROUP: &str = "weft.dev";

@@ -1,7 +1,9 @@
 //! The CustomResourceDefinitions as the chart ships them, and the checked texts made of them.
 //! kube's derive says almost everything; here is only what it cannot say. It never touches a file or a cluster.
 
-use crate::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use crate::{
+    AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain,
+};
 use kube::CustomResourceExt;
 use serde_json::Value;
 
@@ -16,6 +18,7 @@ pub fn all() -> Result<Vec<(String, Value)>, serde_json::Error> {
         PeerAuthentication::crd(),
         AuthorizationPolicy::crd(),
         RequestAuthentication::crd(),
+        TrustDomain::crd(),
     ];
     all.into_iter()
         .map(|crd| {

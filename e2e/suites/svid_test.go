@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -66,5 +68,39 @@ func TestSVIDByGoSPIFFE(t *testing.T) {
 	// Its key is the certificate's.
 	if _, err := tls.LoadX509KeyPair(filepath.Join(mine, "chain.pem"), filepath.Join(mine, "key.pem")); err != nil {
 		t.Error(err)
+	}
+}
+
+// What other meshes are given, while the root is rotated: SPIFFE's own reader takes it, and verifies by it what the signing root has
+// signed, of our trust domain only.
+func TestBundleByGoSPIFFE(t *testing.T) {
+	folder := issued(t)
+	domain := spiffeid.RequireTrustDomainFromString("cluster.local")
+	bundle, err := spiffebundle.Load(domain, filepath.Join(folder, "bundle.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if roots := bundle.X509Authorities(); len(roots) != 2 || !roots[0].IsCA {
+		t.Errorf("%d roots, not the signing and the next one", len(roots))
+	}
+	if sequence, there := bundle.SequenceNumber(); !there || sequence < 1_000_000_000_000 {
+		t.Errorf("sequence %d", sequence)
+	}
+	if hint, there := bundle.RefreshHint(); !there || hint != 24*time.Hour {
+		t.Errorf("refresh hint %v", hint)
+	}
+	svid, err := x509svid.Load(filepath.Join(folder, "chain.pem"), filepath.Join(folder, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil || id != svid.ID {
+		t.Errorf("%v, %v", id, err)
+	}
+	other, err := spiffebundle.Load(spiffeid.RequireTrustDomainFromString("partner.example"), filepath.Join(folder, "bundle.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := x509svid.Verify(svid.Certificates, other); err == nil {
+		t.Error("taken under the bundle of another trust domain")
 	}
 }

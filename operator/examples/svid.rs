@@ -1,8 +1,8 @@
-//! Writes what a workload is given, as the operator gives it: `root.pem`, `chain.pem` and `key.pem`, into the folder of the first
-//! argument. For tests in which programs of others verify it; it keeps nothing.
+//! Writes what a workload is given, as the operator gives it: `root.pem`, `chain.pem` and `key.pem`, and the bundle that other
+//! meshes are given, `bundle.json`, with a next root in it, into the folder of the first argument. For tests in which programs of others verify it; it keeps nothing.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{env, fs};
 
 use anyhow::Context as _;
@@ -10,7 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use weft_api::{Identity, TrustDomain};
-use weft_operator::ca::{Authority, Root, public_key};
+use weft_operator::ca::{Authority, Root, Roots, public_key};
+use weft_operator::federation::document;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -26,6 +27,9 @@ fn main() -> anyhow::Result<()> {
     fs::write(folder.join("root.pem"), &authority.root().certificate_pem)?;
     fs::write(folder.join("chain.pem"), chain)?;
     fs::write(folder.join("key.pem"), key.serialize_pem())?;
+    let now = SystemTime::now();
+    let roots = Roots::clone(&authority.roots()).stamp(now).begin(Root::generate(&domain, DAY * 365)?, now);
+    fs::write(folder.join("bundle.json"), document::write(&roots.bundle(), roots.epoch, DAY))?;
     Ok(())
 }
 

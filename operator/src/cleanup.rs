@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::sleep;
 use weft_api::names;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{
+    AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain,
+};
 
 const POLL: Duration = Duration::from_millis(500);
 /// Pods get 30 s to end by default.
@@ -61,6 +63,7 @@ pub async fn run(settings: Cleanup) -> anyhow::Result<()> {
             PeerAuthentication::crd_name(),
             AuthorizationPolicy::crd_name(),
             RequestAuthentication::crd_name(),
+            TrustDomain::crd_name(),
         ] {
             delete(&api, name).await?;
         }

@@ -7,6 +7,7 @@ pub mod check;
 pub mod checks;
 pub mod cleanup;
 pub mod compile;
+pub mod federation;
 pub mod index;
 pub mod keys;
 pub mod leader;

@@ -131,6 +131,8 @@ pub struct Metrics {
     pub failed_handshakes: Counter,
     /// Fetches of keys of issuers.
     pub key_fetches: Family<Fetched, Counter>,
+    /// Fetches of bundles of other trust domains.
+    pub bundle_fetches: Family<Fetched, Counter>,
     /// Writes to the status of resources.
     pub status_writes: Counter<u64, AtomicU64>,
     /// Audit events that nobody read fast enough.
@@ -159,6 +161,7 @@ impl Default for Metrics {
             leader: Gauge::default(),
             failed_handshakes: Counter::default(),
             key_fetches: Family::default(),
+            bundle_fetches: Family::default(),
             status_writes: Counter::default(),
             audit_dropped: Counter::default(),
             rotation_phase: Family::default(),
@@ -226,6 +229,11 @@ impl Default for Metrics {
             "key_fetches",
             "Fetches of the keys of issuers of tokens (jwksUri)",
             all.key_fetches.clone(),
+        );
+        r.register(
+            "bundle_fetches",
+            "Fetches of the bundles of other trust domains (TrustDomain)",
+            all.bundle_fetches.clone(),
         );
         r.register("status_writes", "Writes to the status of resources", all.status_writes.clone());
         all

@@ -20,6 +20,7 @@ use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
 use crate::ca::{Authority, Roots, given, secret};
 use crate::checks;
+use crate::federation;
 use crate::index::Index;
 use crate::keys;
 use crate::leader::Leader;
@@ -114,6 +115,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::spawn(serve::run(Arc::clone(&shared), Arc::new(ApiServer(writer.clone())), listener));
 
     tasks.spawn(serve::refusals::write(refused, Events::new(&writer, &settings.pod_name)));
+    if let Some(port) = settings.bundle_port {
+        let listener = listen(port).await?;
+        tracing::info!(port, "serving the bundle to other meshes");
+        tasks.spawn(federation::serve::run(Arc::clone(&shared), listener));
+    }
     let fetcher = keys::fetch::Fetcher::new();
     let (store, metrics, missed) = (&shared.store, &shared.metrics, &shared.missed);
     tasks.spawn(keys::keep(Arc::clone(store), Arc::clone(metrics), Arc::clone(missed), fetcher));

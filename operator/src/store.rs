@@ -27,6 +27,8 @@ pub enum Topic {
     Ip(IpAddr),
     /// Which external services a namespace registers; empty: those of the mesh's own, for everybody.
     External(String),
+    /// Which other trust domains there are.
+    Federation,
 }
 
 /// Where topics that may have changed wait until their stream looks at them. Bounded by what it subscribed to.
@@ -173,8 +175,9 @@ impl Store {
         let pods = dirty.pods.into_iter().map(Topic::Pod);
         let ips = dirty.ips.into_iter().map(Topic::Ip);
         let external = dirty.external.into_iter().map(Topic::External);
+        let federation = dirty.federation.then_some(Topic::Federation);
         let interests = lock(&self.interests);
-        for topic in services.chain(pods).chain(ips).chain(external) {
+        for topic in services.chain(pods).chain(ips).chain(external).chain(federation) {
             for mailbox in interests.get(&topic).iter().flat_map(|m| m.values()) {
                 mailbox.put([topic.clone()]);
             }

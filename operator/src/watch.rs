@@ -16,10 +16,12 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{
+    AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain,
+};
 use weft_crds::{
     AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec,
+    TrafficPolicySpec, TrustDomainSpec,
 };
 
 use crate::index::policy::Resource;
@@ -31,7 +33,7 @@ use crate::store::Store;
 const PAGE: u32 = 250;
 /// A connection that died silently is noticed after this, in seconds.
 const WATCH_TIMEOUT: u32 = 120;
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 
 /// How many kinds have not been listed yet.
 #[derive(Clone, Debug)]
@@ -84,6 +86,9 @@ pub fn start(
     let requests = ApiResource::erase::<RequestAuthentication>(&());
     let api = Api::<DynamicObject>::all_with(c(), &requests);
     tasks.spawn(feed("requestauthentications").run(api, Resource::<RequestAuthenticationSpec>::read));
+    let domains = ApiResource::erase::<TrustDomain>(&());
+    let api = Api::<DynamicObject>::all_with(c(), &domains);
+    tasks.spawn(feed("trustdomains").run(api, Resource::<TrustDomainSpec>::read));
 }
 
 /// Between attempts of a watch: doubled each time up to five seconds, so that an API server that comes back is noticed soon.

@@ -1,4 +1,5 @@
-//! Judges MeshServices, TrafficPolicies, PeerAuthentications, RequestAuthentications and AuthorizationPolicies beside what exists.
+//! Judges MeshServices, TrafficPolicies, PeerAuthentications, RequestAuthentications, AuthorizationPolicies and TrustDomains beside
+//! what exists.
 //! Pure: the caller says what exists.
 //! What must never be is refused; what may be only early (a Service that is applied later) is a warning. An update that leaves
 //! the spec alone always passes, or a stale resource could not even lose a finalizer.
@@ -8,7 +9,9 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_crds::validate::{self, Problem, Shadow};
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{
+    AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain,
+};
 
 /// Most problems that one refusal lists.
 const LISTED: usize = 8;
@@ -24,6 +27,8 @@ pub struct Known {
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,
     /// RequestAuthentications of the namespace.
     pub request_authentications: Vec<Arc<RequestAuthentication>>,
+    /// TrustDomains of the namespace.
+    pub trust_domains: Vec<Arc<TrustDomain>>,
     /// Services of the namespace with their ports.
     pub services: BTreeMap<String, Vec<u16>>,
     /// The mesh's own trust domain; empty: not known.
@@ -42,6 +47,7 @@ pub fn judge(request: &Request, known: &Known, root: &str) -> Answer {
         "PeerAuthentication" => judged(request, |resource| peer_authentication(resource, known, root)),
         "RequestAuthentication" => judged(request, |resource| request_authentication(resource, known, root)),
         "AuthorizationPolicy" => judged(request, |resource| authorization_policy(resource, known)),
+        "TrustDomain" => judged(request, |resource| trust_domain(resource, known, root)),
         _ => Answer::allow(Vec::new()),
     }
 }
@@ -192,6 +198,15 @@ fn authorization_policy(resource: &AuthorizationPolicy, known: &Known) -> Findin
         problems: validate::authorization_policy(resource),
         warnings: validate::authorization_warnings(resource, trust_domain),
     }
+}
+
+fn trust_domain(resource: &TrustDomain, known: &Known, root: &str) -> Findings {
+    let own = Some(known.trust_domain.as_str()).filter(|domain| !domain.is_empty());
+    let mut problems = validate::trust_domain(resource);
+    problems.extend(validate::misplaced(resource, root, own));
+    let others = known.trust_domains.iter();
+    problems.extend(others.filter_map(|other| validate::same_trust_domain(resource, other)));
+    Findings { problems, warnings: Vec::new() }
 }
 
 fn missing_service(field: &str, name: &str) -> String {

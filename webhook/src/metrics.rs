@@ -22,6 +22,7 @@ pub enum Kind {
     PeerAuthentication,
     AuthorizationPolicy,
     RequestAuthentication,
+    TrustDomain,
     Other,
 }
 
@@ -36,6 +37,7 @@ impl Kind {
             "PeerAuthentication" => Self::PeerAuthentication,
             "AuthorizationPolicy" => Self::AuthorizationPolicy,
             "RequestAuthentication" => Self::RequestAuthentication,
+            "TrustDomain" => Self::TrustDomain,
             _ => Self::Other,
         }
     }

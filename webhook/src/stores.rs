@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weft_crds::{MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain};
 
 /// Kinds that are watched.
-const KINDS: usize = 5;
+const KINDS: usize = 6;
 /// A second look takes no longer.
 const SECOND_LOOK: Duration = Duration::from_secs(3);
 
@@ -43,6 +43,7 @@ struct Cluster {
     traffic_policies: Store<TrafficPolicy>,
     peer_authentications: Store<PeerAuthentication>,
     request_authentications: Store<RequestAuthentication>,
+    trust_domains: Store<TrustDomain>,
     services: Store<Service>,
     synced: Arc<AtomicUsize>,
 }
@@ -62,6 +63,7 @@ impl Stores {
             request_authentications: follow(client, tasks, stop, &synced, |r: &mut RequestAuthentication| {
                 r.status = None
             }),
+            trust_domains: follow(client, tasks, stop, &synced, |r: &mut TrustDomain| r.status = None),
             services: follow(client, tasks, stop, &synced, |service: &mut Service| {
                 service.status = None;
                 service.metadata.labels = None;
@@ -103,6 +105,7 @@ impl Stores {
                 traffic_policies: within(&cluster.traffic_policies, namespace),
                 peer_authentications: cluster.peer_authentications.state(),
                 request_authentications: within(&cluster.request_authentications, namespace),
+                trust_domains: within(&cluster.trust_domains, namespace),
                 services: ports(within(&cluster.services, namespace).iter().map(AsRef::as_ref)),
                 trust_domain: String::new(),
             }),
@@ -126,11 +129,12 @@ impl Stores {
 
 impl Cluster {
     async fn fresh(&self, namespace: &str) -> Result<Known> {
-        let (mesh_services, traffic_policies, own, request_authentications, services) = tokio::try_join!(
+        let (mesh_services, traffic_policies, own, request_authentications, trust_domains, services) = tokio::try_join!(
             list::<MeshService>(&self.client, namespace),
             list::<TrafficPolicy>(&self.client, namespace),
             list::<PeerAuthentication>(&self.client, namespace),
             list::<RequestAuthentication>(&self.client, namespace),
+            list::<TrustDomain>(&self.client, namespace),
             list::<Service>(&self.client, namespace),
         )?;
         let elsewhere = |p: &PeerAuthentication| p.metadata.namespace.as_deref() != Some(namespace);
@@ -142,6 +146,7 @@ impl Cluster {
             traffic_policies,
             peer_authentications,
             request_authentications,
+            trust_domains,
             services,
             trust_domain: String::new(),
         })

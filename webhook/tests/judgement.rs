@@ -53,6 +53,7 @@ fn shop() -> Known {
                 .unwrap(),
         ],
         request_authentications: Vec::new(),
+        trust_domains: Vec::new(),
         peer_authentications: vec![serde_json::from_value(auth("default", "Strict")).map(Arc::new).unwrap()],
         services: BTreeMap::from([("back".into(), vec![80, 9090]), ("front".into(), vec![80])]),
         trust_domain: "cluster.local".into(),
@@ -247,4 +248,33 @@ fn a_request_authentication_says_whose_keys_count_once() {
     let mut warned = of("first", keys);
     warned["spec"]["issuers"][0]["audiences"] = json!([]);
     assert!(created(&warned, &shop()).warnings[0].contains("without audiences"));
+}
+
+#[test]
+fn a_trust_domain_is_not_the_own_one_stands_once_and_in_the_own_namespace() {
+    const ROOT: &str = include_str!("../../crds/src/validate/trust_domain/root.pem");
+    let domain = |name: &str, namespace: &str, trust_domain: &str| {
+        let mut object = resource("TrustDomain", name, json!({"trustDomain": trust_domain, "pem": ROOT}));
+        object["metadata"]["namespace"] = namespace.into();
+        object
+    };
+    let judged = |object: &Value, known: &Known| {
+        let mut asked = request("CREATE", object, &Value::Null);
+        asked.namespace = object["metadata"]["namespace"].as_str().unwrap().into();
+        judge(&asked, known, "weft-system")
+    };
+    let mut known = shop();
+    assert_eq!(judged(&domain("p", "weft-system", "partner.example"), &known), Answer::allow(vec![]));
+    let answer = judged(&domain("p", "shop", "partner.example"), &known);
+    assert!(refusal(&answer).contains("apply it in weft-system"), "{answer:?}");
+    let answer = judged(&domain("p", "weft-system", "cluster.local"), &known);
+    assert!(refusal(&answer).contains("this mesh's own trust domain"), "{answer:?}");
+    let mut empty = domain("p", "weft-system", "partner.example");
+    empty["spec"]["pem"] = "-----BEGIN CERTIFICATE-----".into();
+    assert!(refusal(&judged(&empty, &known)).contains("not a list of certificates"));
+    let there = serde_json::from_value(domain("older", "weft-system", "partner.example")).unwrap();
+    known.trust_domains.push(Arc::new(there));
+    let answer = judged(&domain("p", "weft-system", "partner.example"), &known);
+    assert!(refusal(&answer).contains("named by TrustDomain older already"), "{answer:?}");
+    assert_eq!(judged(&domain("older", "weft-system", "partner.example"), &known), Answer::allow(vec![]));
 }

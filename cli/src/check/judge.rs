@@ -155,6 +155,7 @@ fn definitions(crds: &Seen<Vec<CustomResourceDefinition>>) -> Finding {
         "peerauthentications",
         "authorizationpolicies",
         "requestauthentications",
+        "trustdomains",
     ]
     .map(|p| format!("{p}.{}", weft_crds::GROUP));
     let missing: Vec<&str> = wanted.iter().filter(|n| !established(n)).map(String::as_str).collect();

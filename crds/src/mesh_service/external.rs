@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[x_kube(
     validation = Rule::new(
-        "self.ports.all(p, !has(p.tls) || has(p.tls.sni) || (size(self.hosts) == 1 && !self.hosts[0].startsWith('*.')))"
+        "self.ports.all(p, !has(p.tls) || has(p.tls.sni) || has(p.tls.identity) || (size(self.hosts) == 1 && !self.hosts[0].startsWith('*.')))"
     ).message(
         "target.external.ports[].tls needs sni where hosts names several or begins with *.: say which one name the server's certificate is for"
     )
@@ -91,8 +91,13 @@ pub struct ExternalPort {
     pub tls: Option<OriginateTls>,
 }
 
-/// TLS that proxies speak to an external service. The server's chain and name are always verified.
+/// TLS that proxies speak to an external service. The server's chain and name, or identity, are always verified.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.identity) || (!has(self.sni) && !has(self.caBundle))").message(
+        "tls.identity is verified by the bundle of its trust domain and not by a name: remove sni and caBundle, or identity"
+    )
+)]
 #[serde(rename_all = "camelCase")]
 pub struct OriginateTls {
     /// The name that the server's certificate must be for, also sent as SNI. Default: the one host.
@@ -109,6 +114,16 @@ pub struct OriginateTls {
         )
     )]
     pub ca_bundle: Option<String>,
+    /// The endpoints are proxies of a mesh, the own one or another (TrustDomain), and this is who they must prove to be: a whole
+    /// SPIFFE id. Proxies then speak mTLS with them, and show who they are themselves. Default: a server of the web, by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('spiffe://')").message(
+            "tls.identity is not a SPIFFE id: write it whole, for example spiffe://partner.example/ns/shop/sa/orders"
+        )
+    )]
+    pub identity: Option<String>,
 }
 
 /// Where an external service is.

@@ -51,6 +51,13 @@ fn external(external: &External) -> Vec<Problem> {
         });
     }
     for port in &external.ports {
+        let identity = port.tls.as_ref().and_then(|tls| tls.identity.as_deref());
+        if let Some(Err(error)) = identity.map(str::parse::<weft_api::Identity>) {
+            problems.push(Problem {
+                field: "spec.target.external.ports".into(),
+                message: format!("tls.identity of port {}: {error}", port.port),
+            });
+        }
         let Some(bundle) = port.tls.as_ref().and_then(|tls| tls.ca_bundle.as_deref()) else { continue };
         if certificates(bundle).is_none() {
             problems.push(Problem {

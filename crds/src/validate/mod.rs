@@ -10,6 +10,7 @@ mod request_authentication;
 mod targets;
 mod texts;
 mod traffic_policy;
+mod trust_domain;
 
 pub use alone::{certificates, mesh_service, peer_authentication, traffic_policy};
 pub use authorization_policy::{authorization_policy, authorization_warnings};
@@ -20,6 +21,7 @@ pub use request_authentication::{
 pub use targets::{older, same_external, same_target, target_service};
 pub use texts::{MAX_REGEX_SIZE, regex};
 pub use traffic_policy::{ServiceRef, conflict, service_refs, unresolved, within_cluster_only};
+pub use trust_domain::{MAX_ROOTS, bundle, is_own, misplaced, same_trust_domain, trust_domain};
 
 use std::fmt;
 

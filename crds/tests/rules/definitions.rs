@@ -50,7 +50,7 @@ fn every_field_of_a_spec_has_a_description_and_every_text_list_and_map_a_bound()
         }
     }
     let mut found = Vec::new();
-    for plural in [POLICY, MESH, AUTH, AUTHZ, REQUESTS] {
+    for plural in [POLICY, MESH, AUTH, AUTHZ, REQUESTS, "trustdomains"] {
         walk(&schema(plural)["properties"]["spec"], plural, &mut found);
     }
     assert_eq!(found, Vec::<String>::new());

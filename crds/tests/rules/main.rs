@@ -18,6 +18,7 @@ mod mesh_service;
 mod peer_authentication;
 mod request_authentication;
 mod targets;
+mod trust_domain;
 
 /// The schema of a kind, as shipped.
 fn schema(plural: &str) -> Value {

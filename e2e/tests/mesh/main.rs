@@ -8,6 +8,7 @@ mod authorization;
 mod balancing;
 mod egress;
 mod faults;
+mod federation;
 mod fields;
 mod flow;
 mod health;

@@ -31,6 +31,8 @@ pub struct Facts {
     pub leaf_lifetime: Duration,
     /// Who trusts the bundle.
     pub trusted: Trusted,
+    /// How long other meshes need to learn of a bundle; zero: there are none.
+    pub abroad: Duration,
 }
 
 /// Who makes roots.
@@ -134,6 +136,9 @@ pub fn next(roots: &Roots, facts: &Facts) -> Next {
                     "the kubelets are given time to bring the bundle with the next root into pods' volumes"
                         .into(),
                 ),
+                _ if age < facts.abroad && !last_moment => {
+                    wait("other meshes, which fetch the bundle, have to learn of the next root".into())
+                }
                 _ => Next::Do(Step::Switch),
             }
         }
@@ -223,7 +228,15 @@ mod tests {
 
     fn facts(now: SystemTime) -> Facts {
         let all = Trusted { published: true, connected: 3, acknowledged: 3, pods: 3, readers: false };
-        Facts { now, maker: Maker::Weft, wanted: false, unmarked: false, leaf_lifetime: HOUR, trusted: all }
+        Facts {
+            now,
+            maker: Maker::Weft,
+            wanted: false,
+            unmarked: false,
+            leaf_lifetime: HOUR,
+            trusted: all,
+            abroad: Duration::ZERO,
+        }
     }
 
     fn step(roots: &Roots, facts: &Facts) -> Option<Step> {
@@ -272,6 +285,12 @@ mod tests {
         );
         let unreached = Trusted { pods: 4, ..all };
         assert_eq!(step(&both, &with(unreached)), None, "a proxy is not connected");
+        // Other meshes fetch the bundle now and then; not for ever, where the old root is about to end.
+        let abroad = |at| Facts { abroad: SETTLE * 3, ..facts(at) };
+        assert!(
+            matches!(next(&both, &abroad(begin + SETTLE * 2)), Next::Wait(why) if why.contains("other meshes"))
+        );
+        assert_eq!(next(&both, &abroad(begin + SETTLE * 3)), Next::Do(Step::Switch));
         let later = Facts { trusted: unreached, ..facts(begin + HOUR) };
         assert_eq!(step(&both, &later), Some(Step::Switch), "its certificate has ended");
         let stubborn = Facts { trusted: Trusted { acknowledged: 2, ..all }, ..facts(begin + HOUR * 2) };

@@ -153,6 +153,7 @@ pub async fn ensure(client: Client, settings: &Settings) -> Result<Roots, Secret
         unmarked: false,
         leaf_lifetime: Duration::ZERO,
         trusted: Trusted::default(),
+        abroad: Duration::ZERO,
     };
     let step = match rotation::next(&standing.roots, &facts) {
         Next::Do(step) => step,

@@ -44,6 +44,8 @@ pub struct Serving {
 pub struct Tls {
     /// For the listener: TLS 1.3 only, client certificate optional.
     pub server: Arc<ServerConfig>,
+    /// For the bundle endpoint: no client certificate, HTTP/1.
+    pub bundle: Arc<ServerConfig>,
     /// For connections to other replicas.
     pub client: Arc<ClientConfig>,
     /// When the certificate expires.
@@ -147,6 +149,12 @@ fn make(authority: &Authority, identity: &Identity, dns_names: &[String]) -> Res
     // A resumed session would not have its client certificate verified again.
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
+    let mut bundle = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(issued.chain.clone(), private())?;
+    bundle.send_tls13_tickets = 0;
+    bundle.alpn_protocols = vec![b"http/1.1".to_vec()];
     server.alpn_protocols = vec![b"h2".to_vec()];
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -155,6 +163,7 @@ fn make(authority: &Authority, identity: &Identity, dns_names: &[String]) -> Res
     client.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Tls {
         server: Arc::new(server),
+        bundle: Arc::new(bundle),
         client: Arc::new(client),
         not_after: issued.not_after,
         renew_at: now + life * 2 / 3,

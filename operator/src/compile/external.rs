@@ -24,8 +24,11 @@ pub fn service(index: &Index, space: &Space, key: &Key, port: u16) -> Option<v1:
 
     let mut sources = Vec::new();
     let mut cluster = Maker::external(index, described, name.clone()).whole(&mut sources);
-    cluster.endpoints = endpoints(external, given, mesh_service);
-    cluster.tls = given.tls.as_ref().map(|tls| originate(external, tls));
+    let identity = given.tls.as_ref().and_then(|tls| tls.identity.as_deref());
+    cluster.endpoints = endpoints(external, given, mesh_service, identity.unwrap_or_default());
+    // By mTLS, where an identity is expected.
+    let tls = given.tls.as_ref().filter(|_| identity.is_none());
+    cluster.tls = tls.map(|tls| originate(external, tls));
 
     let mut routes = Vec::new();
     let mut precedence = v1::Precedence::Written;
@@ -71,12 +74,18 @@ pub fn external_for(index: &Index, namespace: &str) -> Vec<ServiceId> {
     all
 }
 
-fn endpoints(external: &External, port: &ExternalPort, mesh_service: &str) -> Vec<v1::Endpoint> {
+fn endpoints(
+    external: &External,
+    port: &ExternalPort,
+    mesh_service: &str,
+    identity: &str,
+) -> Vec<v1::Endpoint> {
     let one = |address: &str, number: Option<u16>, weight: Option<u32>| {
         let number = number.or(port.target_port).unwrap_or(port.port);
         let endpoint = v1::Endpoint {
             weight: weight.unwrap_or(DEFAULT_WEIGHT),
             workload: mesh_service.to_owned(),
+            identity: identity.to_owned(),
             ..v1::Endpoint::default()
         };
         match address.parse::<IpAddr>() {

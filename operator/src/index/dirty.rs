@@ -22,6 +22,8 @@ pub struct Dirty {
     pub leader: bool,
     /// Namespaces whose external services came or went.
     pub external: HashSet<String>,
+    /// Other trust domains came, went or have another bundle.
+    pub federation: bool,
     /// Namespaces to be settled.
     pub(super) unsettled: BTreeSet<String>,
     /// Services whose pods and addresses are affected too.
@@ -37,6 +39,7 @@ impl Dirty {
             && self.ips.is_empty()
             && self.external.is_empty()
             && !self.leader
+            && !self.federation
     }
 
     /// Marks the services whose policies came to something else.
@@ -45,6 +48,7 @@ impl Dirty {
             return;
         }
         self.leader = true;
+        self.federation |= before.federated != now.federated;
         let mut mark = |name: &String| {
             self.services.insert(Key::new(namespace, name));
         };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use weft_crds::peer_authentication::Selector;
 use weft_crds::{
     AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec,
+    TrafficPolicySpec, TrustDomainSpec,
 };
 
 use super::policy::{Resource, Spec, Tracked};
@@ -357,6 +357,27 @@ impl Entry for Resource<RequestAuthenticationSpec> {
         let specs: Vec<Arc<RequestAuthenticationSpec>> = specs.cloned().collect();
         let selectors: Vec<_> = specs.iter().map(|spec| spec.selector.as_ref()).collect();
         dirty.pods.extend(index.selected(&key.namespace, &selectors));
+    }
+}
+
+impl Entry for Resource<TrustDomainSpec> {
+    fn key(&self) -> Key {
+        self.key.clone()
+    }
+    fn keys(index: &Index) -> Vec<Key> {
+        keys(index, |s| s.trust_domains.keys())
+    }
+    fn put(index: &mut Index, key: &Key, entry: Option<Self>, dirty: &mut Dirty) {
+        let space = index.spaces.entry(key.namespace.clone()).or_default();
+        // The leader notes there what it has fetched.
+        let fetched = |space: &Space| {
+            space.trust_domains.get(&key.name).map(|tracked| tracked.now.status["bundle"].clone())
+        };
+        let before = fetched(space);
+        put_resource(&mut space.trust_domains, key, entry, dirty);
+        if before != fetched(space) {
+            dirty.unsettled.insert(key.namespace.clone());
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod dirty;
 mod entry;
+mod federation;
 mod few;
 mod key;
 mod key_set;
@@ -26,6 +27,7 @@ use weft_api::{Identity, TrustDomain};
 
 pub use dirty::Dirty;
 pub use entry::{Change, Entry};
+pub use federation::{Federated, Wanted};
 pub use few::Few;
 pub use key::{BadServiceId, Key, ServiceId};
 pub use key_set::{KeySet, KeySets, KeySource};
@@ -107,7 +109,8 @@ impl Index {
     fn finish(&mut self, dirty: &mut Dirty) {
         for namespace in std::mem::take(&mut dirty.unsettled) {
             let Some(space) = self.spaces.get_mut(&namespace) else { continue };
-            let before = settle::settle(space, &self.key_sets);
+            let home = federation::Home { namespace: &self.own_namespace, trust_domain: &self.trust_domain };
+            let before = settle::settle(space, &self.key_sets, &home);
             dirty.compare(&namespace, &before, &space.settled);
             if space.is_empty() {
                 self.spaces.remove(&namespace);
@@ -258,7 +261,7 @@ impl Index {
 
     /// How many of each kind are held.
     #[must_use]
-    pub fn sizes(&self) -> [(&'static str, usize); 10] {
+    pub fn sizes(&self) -> [(&'static str, usize); 11] {
         let sum = |f: fn(&Space) -> usize| self.spaces.values().map(f).sum();
         [
             ("namespaces", self.namespaces.len()),
@@ -271,6 +274,7 @@ impl Index {
             ("peerauthentications", sum(|s| s.peer_authentications.len())),
             ("authorizationpolicies", sum(|s| s.authorization_policies.len())),
             ("requestauthentications", sum(|s| s.request_authentications.len())),
+            ("trustdomains", sum(|s| s.trust_domains.len())),
         ]
     }
 }

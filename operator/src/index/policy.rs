@@ -10,7 +10,7 @@ use serde_json::Value;
 use weft_crds::{
     AuthorizationPolicy, AuthorizationPolicySpec, MeshService, MeshServiceSpec, PeerAuthentication,
     PeerAuthenticationSpec, RequestAuthentication, RequestAuthenticationSpec, TrafficPolicy,
-    TrafficPolicySpec, validate,
+    TrafficPolicySpec, TrustDomain, TrustDomainSpec, validate,
 };
 
 use super::Key;
@@ -105,6 +105,13 @@ impl Spec for TrafficPolicySpec {
     const KIND: &'static str = "TrafficPolicy";
     fn check(&self) -> Result<(), String> {
         sentence(&validate::traffic_policy(&TrafficPolicy::new("", self.clone())))
+    }
+}
+
+impl Spec for TrustDomainSpec {
+    const KIND: &'static str = "TrustDomain";
+    fn check(&self) -> Result<(), String> {
+        sentence(&validate::trust_domain(&TrustDomain::new("", self.clone())))
     }
 }
 

@@ -12,12 +12,13 @@ use weft_crds::{
     TrafficPolicy, TrafficPolicySpec, validate,
 };
 
+use super::federation::{self, Home};
 use super::key_set::KeySets;
 use super::policy::{InForce, Resource, Spec, Tracked};
 use super::space::{Governing, Labels, Refusal, Settled, Space, Verdict};
 
 /// Replaces `space.settled`, and notes what is good now. Returns what was settled before.
-pub fn settle(space: &mut Space, key_sets: &KeySets) -> Settled {
+pub fn settle(space: &mut Space, key_sets: &KeySets, home: &Home<'_>) -> Settled {
     let before = std::mem::take(&mut space.settled);
     let mut settled = Settled::default();
 
@@ -28,6 +29,7 @@ pub fn settle(space: &mut Space, key_sets: &KeySets) -> Settled {
     authenticate(&mut space.peer_authentications, &mut settled);
     authorize(&mut space.authorization_policies, &mut settled);
     trust(&mut space.request_authentications, key_sets, &mut settled);
+    federation::federate(&mut space.trust_domains, home, &mut settled);
     govern(space, &mut settled);
     remember(space, &before, &mut settled);
 
@@ -36,14 +38,14 @@ pub fn settle(space: &mut Space, key_sets: &KeySets) -> Settled {
 }
 
 /// Names in the order in which conflicts are decided: the older first.
-fn by_age<S: Spec>(resources: &BTreeMap<String, Tracked<S>>) -> Vec<String> {
+pub(super) fn by_age<S: Spec>(resources: &BTreeMap<String, Tracked<S>>) -> Vec<String> {
     let mut names: Vec<&Resource<S>> = resources.values().map(|t| &t.now).collect();
     names.sort_by_key(|r| r.age());
     names.into_iter().map(|r| r.key.name.clone()).collect()
 }
 
 /// By itself, without regard to others: what makes sense counts from now on, and what does not is refused.
-fn judge<S: Spec>(tracked: &mut Tracked<S>) -> Verdict {
+pub(super) fn judge<S: Spec>(tracked: &mut Tracked<S>) -> Verdict {
     if let Some(now) = tracked.now.in_force() {
         tracked.good = Some(now);
     }

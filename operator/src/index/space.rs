@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use weft_crds::{
     AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec,
+    TrafficPolicySpec, TrustDomainSpec,
 };
 
 use super::policy::{InForce, Tracked};
-use super::{Few, Pod, Service, Slice};
+use super::{Federated, Few, Pod, Service, Slice};
 
 /// Labels of pods.
 pub type Labels = BTreeMap<String, String>;
@@ -38,6 +38,8 @@ pub struct Space {
     pub authorization_policies: BTreeMap<String, Tracked<AuthorizationPolicySpec>>,
     /// RequestAuthentications.
     pub request_authentications: BTreeMap<String, Tracked<RequestAuthenticationSpec>>,
+    /// TrustDomains; they count in Weft's own namespace.
+    pub trust_domains: BTreeMap<String, Tracked<TrustDomainSpec>>,
     /// What the policies come to.
     pub settled: Settled,
     /// Pods that are in the mesh or ask to be: the namespace needs the trust bundle.
@@ -67,6 +69,10 @@ pub struct Settled {
     pub authorization_policies: BTreeMap<String, Verdict>,
     /// What to say of each RequestAuthentication.
     pub request_authentications: BTreeMap<String, Verdict>,
+    /// What to say of each TrustDomain.
+    pub trust_domains: BTreeMap<String, Verdict>,
+    /// The trust domains in force, the oldest first.
+    pub federated: Vec<Federated>,
 }
 
 /// A policy in force for one port of a Service, or for all.
@@ -110,6 +116,7 @@ impl Space {
             && self.peer_authentications.is_empty()
             && self.authorization_policies.is_empty()
             && self.request_authentications.is_empty()
+            && self.trust_domains.is_empty()
     }
 
     /// Nothing is in it that [`super::settle`] would look at.
@@ -120,6 +127,7 @@ impl Space {
             && self.peer_authentications.is_empty()
             && self.authorization_policies.is_empty()
             && self.request_authentications.is_empty()
+            && self.trust_domains.is_empty()
     }
 
     /// The slices of a Service, by name.

@@ -5,7 +5,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use weft_crds::{
     AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec,
+    TrafficPolicySpec, TrustDomainSpec,
 };
 
 use super::policy::Resource;
@@ -24,6 +24,7 @@ pub enum Object {
     Authentication(Resource<PeerAuthenticationSpec>),
     Authorization(Resource<AuthorizationPolicySpec>),
     Requests(Resource<RequestAuthenticationSpec>),
+    TrustDomain(Resource<TrustDomainSpec>),
 }
 
 impl Object {
@@ -39,6 +40,7 @@ impl Object {
             Self::Authentication(o) => index.apply(Change::Apply(o)),
             Self::Authorization(o) => index.apply(Change::Apply(o)),
             Self::Requests(o) => index.apply(Change::Apply(o)),
+            Self::TrustDomain(o) => index.apply(Change::Apply(o)),
         }
     }
 
@@ -57,6 +59,7 @@ impl Object {
             Self::Authentication(o) => gone(index, o),
             Self::Authorization(o) => gone(index, o),
             Self::Requests(o) => gone(index, o),
+            Self::TrustDomain(o) => gone(index, o),
         }
     }
 }
@@ -208,6 +211,12 @@ pub fn authorization(key: &str, generation: i64, spec: Value) -> Object {
 
 pub fn requests(key: &str, created: i64, spec: Value) -> Object {
     Object::Requests(resource(key, 1, created, spec))
+}
+
+pub fn trust_domain(key: &str, created: i64, spec: Value, bundle: Value) -> Object {
+    let mut domain = resource(key, 1, created, spec);
+    domain.status = json!({ "bundle": bundle });
+    Object::TrustDomain(domain)
 }
 
 fn resource<S: super::policy::Spec>(key: &str, generation: i64, created: i64, spec: Value) -> Resource<S> {

@@ -80,10 +80,37 @@ impl Fetcher {
     }
 
     async fn get(&self, source: &KeySource) -> Result<Got, String> {
-        let uri: Uri = source.uri.parse().map_err(|_| "is no URI")?;
-        let tls = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
+        let https = source.uri.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+        let tls = https.then(|| tls(source.ca_bundle.as_deref(), "jwksCaBundle")).transpose()?;
+        let (text, max_age) = self.ask(&source.uri, tls, jwks::MAX_SIZE).await?;
+        // What went wrong inside is said without any of the text.
+        Ok(Got { keys: jwks::read(&text)?, max_age })
+    }
+
+    /// What is at a URL, and how long it may be kept. `config`: for https; without it only http is possible.
+    ///
+    /// # Errors
+    /// A sentence without what the server said.
+    pub async fn read(
+        &self,
+        url: &str,
+        config: Option<Arc<ClientConfig>>,
+        most: usize,
+    ) -> Result<(String, Option<Duration>), String> {
+        let got = timeout(self.longest, self.ask(url, config, most)).await;
+        got.unwrap_or_else(|_| Err("took too long".into()))
+    }
+
+    async fn ask(
+        &self,
+        url: &str,
+        config: Option<Arc<ClientConfig>>,
+        most: usize,
+    ) -> Result<(String, Option<Duration>), String> {
+        let uri: Uri = url.parse().map_err(|_| "is no URI")?;
+        let tls = match (uri.scheme_str(), &config) {
+            (Some("https"), Some(_)) => true,
+            (Some("http"), None) => false,
             _ => return Err("is neither https nor http".into()),
         };
         let authority =
@@ -99,14 +126,14 @@ impl Fetcher {
             .map_err(|_| "is no URI that can be asked for")?;
         let stream = self.connect(&host, port).await?;
         if !tls {
-            return ask(stream, request).await;
+            return ask(stream, request, most).await;
         }
-        let connector = TlsConnector::from(config(source.ca_bundle.as_deref())?);
+        let connector = TlsConnector::from(config.ok_or("is neither https nor http")?);
         let name = ServerName::try_from(host).map_err(|_| "has a host that no certificate can be for")?;
         let shaken = timeout(STEP, connector.connect(name, stream)).await;
         let stream =
             shaken.map_err(|_| "the TLS handshake took too long")?.map_err(|e| format!("TLS failed: {e}"))?;
-        ask(stream, request).await
+        ask(stream, request, most).await
     }
 
     /// To an address that was looked at, so that the name cannot mean another one a moment later.
@@ -126,8 +153,7 @@ impl Fetcher {
         for ip in addresses.into_iter().take(TRIED) {
             if !(self.permitted)(ip.to_canonical()) {
                 problem =
-                    "its host has an address of the node or the link itself, where keys are not fetched"
-                        .into();
+                    "its host has an address of the node or the link itself, where nothing is fetched".into();
                 continue;
             }
             match timeout(STEP, TcpStream::connect(SocketAddr::new(ip, port))).await {
@@ -159,7 +185,11 @@ pub fn permitted(ip: IpAddr) -> bool {
         }
 }
 
-async fn ask<S>(stream: S, request: Request<Empty<&'static [u8]>>) -> Result<Got, String>
+async fn ask<S>(
+    stream: S,
+    request: Request<Empty<&'static [u8]>>,
+    most: usize,
+) -> Result<(String, Option<Duration>), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -177,23 +207,22 @@ where
             ));
         }
         let (max_age, length) = (max_age(response.headers()), length(response.headers()));
-        let too_long = || format!("the key set is longer than {} bytes", jwks::MAX_SIZE);
-        if length.is_some_and(|length| length > jwks::MAX_SIZE as u64) {
+        let too_long = || format!("what it answers is longer than {most} bytes");
+        if length.is_some_and(|length| length > most as u64) {
             return Err(too_long());
         }
         let (mut body, mut bytes) = (response.into_body(), Vec::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| "the connection broke off")?;
             if let Some(data) = frame.data_ref() {
-                if bytes.len() + data.len() > jwks::MAX_SIZE {
+                if bytes.len() + data.len() > most {
                     return Err(too_long());
                 }
                 bytes.extend_from_slice(data);
             }
         }
-        let text = String::from_utf8(bytes).map_err(|_| "the key set is not JSON")?;
-        // What went wrong inside is said without any of the text.
-        Ok(Got { keys: jwks::read(&text)?, max_age })
+        let text = String::from_utf8(bytes).map_err(|_| "what it answers is not JSON")?;
+        Ok((text, max_age))
     };
     tokio::pin!(connection);
     let mut asking = std::pin::pin!(asking);
@@ -224,15 +253,21 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
     age
 }
 
-fn config(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, String> {
+/// For servers that are verified by their name. `field`: of the bundle.
+///
+/// # Errors
+/// What is wrong with the bundle.
+pub fn tls(ca_bundle: Option<&str>, field: &str) -> Result<Arc<ClientConfig>, String> {
     let roots = match ca_bundle {
         None => web(),
         Some(pem) => {
             let mut store = RootCertStore::empty();
-            for der in validate::certificates(pem).ok_or("jwksCaBundle is no list of certificates")? {
+            for der in
+                validate::certificates(pem).ok_or_else(|| format!("{field} is no list of certificates"))?
+            {
                 store
                     .add(CertificateDer::from(der))
-                    .map_err(|_| "jwksCaBundle has an unusable certificate")?;
+                    .map_err(|_| format!("{field} has an unusable certificate"))?;
             }
             Arc::new(store)
         }

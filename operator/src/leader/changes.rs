@@ -7,7 +7,7 @@ use serde_json::Value;
 use weft_api::audit::{Event, Kind, Outcome, What};
 use weft_crds::{
     AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec,
+    TrafficPolicySpec, TrustDomainSpec,
 };
 
 use crate::index::policy::{Spec, Tracked};
@@ -47,6 +47,7 @@ impl Changes {
             one.kind::<AuthorizationPolicySpec>(authorizations, verdicts);
             let (requests, verdicts) = (&space.request_authentications, &settled.request_authentications);
             one.kind::<RequestAuthenticationSpec>(requests, verdicts);
+            one.kind::<TrustDomainSpec>(&space.trust_domains, &settled.trust_domains);
         }
         for (kind, told) in &mut self.told {
             told.retain(|key, last| {

@@ -7,6 +7,7 @@ mod cluster_bundle;
 mod conditions;
 mod ejections;
 pub(crate) mod events;
+mod federation;
 mod lease;
 pub(crate) mod limits;
 mod mirror;
@@ -28,6 +29,7 @@ use weft_api::audit::Event;
 
 use crate::ca::Root;
 use crate::ca::secret::Standing;
+use crate::keys::fetch::Fetcher;
 use crate::serve::Shared;
 use crate::settings::Settings;
 use events::Events;
@@ -83,6 +85,7 @@ impl Leader {
         parts.spawn(root::keep(self.clone(), events.clone()));
         parts.spawn(rotation::keep(self.clone(), events.clone()));
         parts.spawn(limits::keep(self.clone()));
+        parts.spawn(federation::keep(self.clone(), Fetcher::new()));
         parts.spawn(status::keep(self.clone(), events));
         tokio::select! {
             () = term.cancelled() => {}

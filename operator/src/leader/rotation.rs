@@ -20,6 +20,7 @@ use super::{Leader, MANAGER};
 use crate::ca::rotation::{self, Facts, Maker, Next, Step, Trusted};
 use crate::ca::secret::{self, Standing};
 use crate::ca::{Phase, Root, Roots};
+use crate::federation::SPREAD;
 use crate::index::Key;
 use crate::metrics::{InPhase, Took};
 use crate::serve::bundle_source;
@@ -78,6 +79,7 @@ pub async fn keep(leader: Leader, events: Events) {
             unmarked: standing.unmarked(),
             leaf_lifetime: leader.shared.authority.lifetime(),
             trusted,
+            abroad: leader.settings.bundle_port.map_or(Duration::ZERO, |_| SPREAD),
         };
         let next = rotation::next(roots, &facts);
         count(&leader, roots);

@@ -11,7 +11,9 @@ use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 use weft_api::v1::AppliedReply;
-use weft_crds::{AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy};
+use weft_crds::{
+    AuthorizationPolicy, MeshService, PeerAuthentication, RequestAuthentication, TrafficPolicy, TrustDomain,
+};
 
 use super::Leader;
 use super::changes::Changes;
@@ -107,6 +109,7 @@ impl Writer {
             PolicyKind::KIND => ApiResource::erase::<TrafficPolicy>(&()),
             AuthorizationKind::KIND => ApiResource::erase::<AuthorizationPolicy>(&()),
             RequestKind::KIND => ApiResource::erase::<RequestAuthentication>(&()),
+            DomainKind::KIND => ApiResource::erase::<TrustDomain>(&()),
             _ => ApiResource::erase::<PeerAuthentication>(&()),
         };
         let client = self.leader.writer.clone();
@@ -131,6 +134,7 @@ type PolicyKind = weft_crds::TrafficPolicySpec;
 type AuthenticationKind = weft_crds::PeerAuthenticationSpec;
 type AuthorizationKind = weft_crds::AuthorizationPolicySpec;
 type RequestKind = weft_crds::RequestAuthenticationSpec;
+type DomainKind = weft_crds::TrustDomainSpec;
 
 fn same_but_times(a: &Value, b: &Value) -> bool {
     let strip = |status: &Value| {
@@ -166,6 +170,9 @@ fn plan(index: &Index, applied: &AppliedBy, ejected: &EjectedBy, now: &str) -> V
             let verdict = settled.request_authentications.get(name);
             writes.extend(one(tracked, verdict, applied, Map::new(), now));
         }
+        for (name, tracked) in &space.trust_domains {
+            writes.extend(one(tracked, settled.trust_domains.get(name), applied, Map::new(), now));
+        }
         debug_assert!(!namespace.is_empty());
     }
     writes
@@ -181,7 +188,12 @@ fn one<S: Spec>(
     let resource = &tracked.now;
     let applied = applied.get(&(S::KIND.to_owned(), resource.key.clone()));
     let (list, text) = conditions::conditions(resource.generation, verdict?, applied);
-    let status = conditions::status(resource.generation, &list, &text, more, &resource.status, now)?;
+    let mut stored = resource.status.clone();
+    // Of a TrustDomain: what was fetched is written by another part, and stays as it is.
+    if let Some(fields) = stored.as_object_mut() {
+        fields.remove("bundle");
+    }
+    let status = conditions::status(resource.generation, &list, &text, more, &stored, now)?;
     Some(Write { kind: S::KIND, key: resource.key.clone(), status })
 }
 
@@ -236,6 +248,7 @@ fn refusals(index: &Index) -> BTreeMap<(&'static str, Key), Refusal> {
             (AuthenticationKind::KIND, &settled.peer_authentications),
             (AuthorizationKind::KIND, &settled.authorization_policies),
             (RequestKind::KIND, &settled.request_authentications),
+            (DomainKind::KIND, &settled.trust_domains),
         ];
         for (kind, verdicts) in kinds {
             for (name, verdict) in verdicts {
@@ -265,6 +278,7 @@ async fn tell_refusals(
                     space.authorization_policies.get(&key.name).map(|t| t.now.uid.clone())
                 }
                 RequestKind::KIND => space.request_authentications.get(&key.name).map(|t| t.now.uid.clone()),
+                DomainKind::KIND => space.trust_domains.get(&key.name).map(|t| t.now.uid.clone()),
                 _ => space.peer_authentications.get(&key.name).map(|t| t.now.uid.clone()),
             }
         });

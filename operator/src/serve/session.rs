@@ -59,6 +59,8 @@ pub struct Session {
     external: BTreeSet<ServiceId>,
     /// By "workload" or key of the service.
     sent: HashMap<String, Sent>,
+    /// Other trust domains, as they were told; `None`: nothing was said of them yet.
+    federation: Option<v1::Federation>,
     outstanding: VecDeque<(u64, Vec<String>)>,
     topics: HashMap<Topic, usize>,
     joined: Vec<Topic>,
@@ -76,6 +78,8 @@ pub struct News {
 }
 
 const WORKLOAD: &str = "workload";
+/// As proxies name other trust domains in a rejection.
+const FEDERATION: &str = "federation";
 /// As proxies name the trust bundle in a rejection.
 const ROOTS: &str = "roots";
 
@@ -97,6 +101,7 @@ impl Session {
             services: HashMap::new(),
             external: BTreeSet::new(),
             sent: HashMap::new(),
+            federation: None,
             outstanding: VecDeque::new(),
             topics: HashMap::new(),
             joined: Vec::new(),
@@ -105,6 +110,7 @@ impl Session {
         };
         session.join(Topic::External(pod.namespace.clone()));
         session.join(Topic::External(String::new()));
+        session.join(Topic::Federation);
         session.join(Topic::Pod(pod));
         session
     }
@@ -211,6 +217,14 @@ impl Session {
         if topics.contains(&Topic::Pod(self.pod.clone())) {
             self.refresh_workload(view, &mut update);
         }
+        if topics.contains(&Topic::Federation) {
+            let (federation, sources) = compile::federation(view.index);
+            // Once in any case: what the proxy holds may be of before.
+            if self.federation.as_ref() != Some(&federation) || self.of_federation() != Some(&*sources) {
+                self.federation = Some(federation.clone());
+                update.federation = Some((federation, sources));
+            }
+        }
         self.refresh_external(view, topics, &mut update);
         let affected: Vec<(String, SocketAddr)> = self
             .addresses
@@ -227,6 +241,10 @@ impl Session {
         self.finish(update)
     }
 
+    fn of_federation(&self) -> Option<&[Source]> {
+        self.sent.get(FEDERATION).map(|sent| &*sent.standing.sources)
+    }
+
     fn refresh_workload(&mut self, view: &View<'_>, update: &mut Update) {
         // A pod that is gone from the index keeps its last configuration: its proxy is still draining.
         let Some(pod) = view.index.pod(&self.pod) else { return };
@@ -241,7 +259,7 @@ impl Session {
         let concerned = |topic: &Topic| match topic {
             Topic::External(_) => true,
             Topic::Service(key) => Described::external_of(&key.name).is_some(),
-            Topic::Pod(_) | Topic::Ip(_) => false,
+            Topic::Pod(_) | Topic::Ip(_) | Topic::Federation => false,
         };
         if !topics.iter().any(concerned) {
             return;
@@ -352,6 +370,11 @@ impl Session {
             part.shaped.push((WORKLOAD.to_owned(), workload.sources.as_slice().into()));
             part.message.workload = Some(workload);
         }
+        if let Some((federation, sources)) = update.federation {
+            part.make_room(federation.encoded_len(), &mut parts);
+            part.shaped.push((FEDERATION.to_owned(), sources.into()));
+            part.message.federation = Some(federation);
+        }
         for service in update.services.into_values() {
             part.make_room(service.bytes.len(), &mut parts);
             part.shaped.push((service.key.clone(), Arc::clone(&service.sources)));
@@ -459,6 +482,7 @@ impl Part {
 #[derive(Default)]
 struct Update {
     workload: Option<v1::Workload>,
+    federation: Option<(v1::Federation, Vec<Source>)>,
     services: BTreeMap<String, Arc<Encoded>>,
     addresses: Vec<v1::Address>,
     removed: BTreeSet<String>,

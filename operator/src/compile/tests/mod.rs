@@ -4,6 +4,7 @@ mod addresses;
 mod authorization;
 mod balance;
 mod external;
+mod federation;
 mod fields;
 mod filters;
 mod last_good;

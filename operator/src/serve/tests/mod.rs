@@ -55,8 +55,8 @@ impl Reviewer for Answers {
 }
 
 /// A running server.
-struct Operator {
-    shared: Arc<Shared>,
+pub(crate) struct Operator {
+    pub(crate) shared: Arc<Shared>,
     answers: Arc<Answers>,
     at: SocketAddr,
     /// What auditors were told.
@@ -66,7 +66,7 @@ struct Operator {
 }
 
 impl Operator {
-    async fn start(objects: Vec<Object>) -> Self {
+    pub(crate) async fn start(objects: Vec<Object>) -> Self {
         let root = Root::generate(&"cluster.local".parse().unwrap(), std::time::Duration::from_secs(86_400))
             .unwrap();
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), root, objects).await
@@ -123,6 +123,7 @@ impl Operator {
             Object::Authentication(o) => store.apply(Change::Apply(o)),
             Object::Authorization(o) => store.apply(Change::Apply(o)),
             Object::Requests(o) => store.apply(Change::Apply(o)),
+            Object::TrustDomain(o) => store.apply(Change::Apply(o)),
         }
     }
 

@@ -30,6 +30,7 @@ pub(super) fn settings(grpc_port: u16) -> Settings {
         leaf_lifetime: std::time::Duration::from_secs(3600),
         root_lifetime: std::time::Duration::from_secs(86_400),
         root_secret: None,
+        bundle_port: None,
         grpc_port,
         metrics_port: 0,
     }

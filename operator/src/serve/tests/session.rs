@@ -174,7 +174,8 @@ fn external_services_are_told_without_being_asked_for_and_follow_their_policies(
     )]);
     let mut session = Session::new(Key::new("shop", "p"));
     let topics: HashSet<Topic> = session.topics().0.into_iter().collect();
-    assert_eq!(refresh(&store, &mut session, &topics), [], "another namespace's are not its own");
+    let sent = refresh(&store, &mut session, &topics);
+    assert!(sent.iter().all(|sent| sent.services.is_empty()), "another namespace's are not its own");
 
     store.apply(Change::Apply(external(json!(["a.example"]))));
     let sent = refresh(&store, &mut session, &HashSet::from([Topic::External("shop".into())]));
@@ -198,4 +199,40 @@ fn external_services_are_told_without_being_asked_for_and_follow_their_policies(
     )));
     let sent = refresh(&store, &mut session, &about);
     assert_eq!(sent[0].removed_services, ["shop/api.external:443"]);
+}
+
+#[test]
+fn other_trust_domains_are_told_at_first_even_if_there_are_none_and_then_when_they_change() {
+    let root =
+        crate::ca::Root::generate(&"partner.example".parse().unwrap(), Duration::from_secs(86_400)).unwrap();
+    let spec = json!({ "trustDomain": "partner.example", "pem": root.certificate_pem });
+    let entry = |created| match trust_domain("weft-system/p", created, spec.clone(), json!(null)) {
+        Object::TrustDomain(entry) => entry,
+        other => panic!("{other:?}"),
+    };
+    let store = store(vec![]);
+    let mut session = Session::new(Key::new("shop", "p"));
+    let about = HashSet::from([Topic::Federation]);
+    assert!(session.topics().0.contains(&Topic::Federation));
+    let first = refresh(&store, &mut session, &about);
+    assert_eq!(first[0].federation, Some(v1::Federation::default()), "of before there may be some");
+    assert_eq!(refresh(&store, &mut session, &about), []);
+    store.apply(Change::Apply(entry(1)));
+    let sent = refresh(&store, &mut session, &about);
+    let bundles = &sent[0].federation.as_ref().unwrap().bundles;
+    assert_eq!((bundles.len(), &*bundles[0].trust_domain), (1, "partner.example"));
+    assert_eq!(bundles[0].roots_der, [root.der.to_vec()]);
+    let row = |session: &Session| {
+        session.report().into_iter().find(|row| row.source.as_ref().unwrap().kind == "TrustDomain")
+    };
+    assert_eq!(row(&session).unwrap().applied, 0);
+    session.acknowledge(&v1::Ack { version: sent[0].version, ..Default::default() });
+    assert_eq!((row(&session).unwrap().applied, row(&session).unwrap().total), (1, 1));
+    store.apply(Change::<crate::index::policy::Resource<weft_crds::TrustDomainSpec>>::Delete(Key::new(
+        "weft-system",
+        "p",
+    )));
+    let sent = refresh(&store, &mut session, &about);
+    assert_eq!(sent[0].federation, Some(v1::Federation::default()));
+    assert_eq!(row(&session), None);
 }
