@@ -9,12 +9,12 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use std::time::Duration;
+use weft_api::names;
 use weft_e2e::app::{CURL_IMAGE, TEST_IMAGE, pod};
 use weft_e2e::{App, Client, Injection, Namespace, eventually, scenario};
 
 const THEIRS: &str = "partner.example";
 const HOST: &str = "orders.partner.example";
-const PROXY_IMAGE: &str = "localhost/weft-proxy:dev";
 /// An address that nobody answers at (RFC 5737).
 const NOWHERE: &str = "192.0.2.1";
 
@@ -52,6 +52,15 @@ impl Drop for Believed<'_> {
 
 fn trust_domain(name: &str, spec: &Value) -> Value {
     json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "TrustDomain", "metadata": { "name": name }, "spec": spec })
+}
+
+/// The image of the proxy that our pods were given.
+fn proxy_image(ns: &Namespace) -> Result<String> {
+    let pod = ns.pod("app=back")?;
+    let containers = ["initContainers", "containers"].map(|list| pod["spec"][list].as_array());
+    let proxy = containers.into_iter().flatten().flatten().find(|c| c["name"] == names::PROXY_CONTAINER);
+    let image = proxy.and_then(|container| container["image"].as_str());
+    Ok(image.context("back has no proxy")?.to_owned())
 }
 
 /// The other mesh: an application behind a proxy, which also calls our `back`.
@@ -92,7 +101,7 @@ fn other_mesh<'a>(ns: &'a Namespace, id: &str, back: &str) -> Result<(Client<'a>
     let containers = object["spec"]["containers"].as_array_mut().context("containers")?;
     containers.push(json!({ "name": "server", "image": TEST_IMAGE, "imagePullPolicy": "IfNotPresent",
         "command": ["/testapp", "serve", "--http=:8080", "--grpc=:9000"] }));
-    containers.push(json!({ "name": "proxy", "image": PROXY_IMAGE, "imagePullPolicy": "IfNotPresent",
+    containers.push(json!({ "name": "proxy", "image": proxy_image(ns)?, "imagePullPolicy": "IfNotPresent",
         "args": ["--config", "/etc/partner/weft.yaml"],
         "volumeMounts": [{ "name": "files", "mountPath": "/etc/partner" }] }));
     let client = Client::deploy_pod(ns, "partner", object)?;
