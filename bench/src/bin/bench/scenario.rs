@@ -184,7 +184,7 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             key: "i",
-            title: "HTTP/1.1, everything on: retries, limits, ejection, authorisation, access log",
+            title: "HTTP/1.1, everything on: retries, limits, ejection, authorisation, access log, tracing",
             clients: &[16],
             rates: &[1000],
             extra: Extra::Everything,
