@@ -97,14 +97,15 @@ async fn settle(leader: &Leader, entries: &mut HashMap<Key, Entry>, wanted: Want
     let api: Api<TrustDomain> = Api::namespaced(leader.writer.clone(), &wanted.key.namespace);
     let patch = Patch::Merge(json!({ "status": { "bundle": bundle } }));
     match api.patch_status(&wanted.key.name, &PatchParams::default(), &patch).await {
-        Ok(_) => leader.shared.metrics.status_writes.inc(),
-        Err(kube::Error::Api(status)) if status.code == 404 => return,
+        Ok(_) => {
+            leader.shared.metrics.status_writes.inc();
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => {
             entry.due = Instant::now() + LOOK;
             tracing::warn!(error = %error, key = %wanted.key, "cannot note a bundle; trying again");
-            return;
         }
-    };
+    }
 }
 
 /// What to write into `status.bundle`; `None`: it stands there already. Pure.
