@@ -121,9 +121,15 @@ impl<'a> Attacker<'a> {
         Ok(())
     }
 
-    /// These bytes to `address port`, in the clear; what came back.
+    /// These bytes to `address port`, in the clear; what came back. The sending side stays open until the other end closes, or for
+    /// some seconds: a client that closes it is taken for gone.
     pub fn plain(&self, to: (&str, u16), bytes: impl AsRef<[u8]>) -> Result<String> {
-        self.run(&format!("{} | nc -w 4 {} {}", decoded(bytes), to.0, to.1))
+        self.run(&format!(
+            "in=/tmp/in.$$; mkfifo $in; {{ {}; exec sleep 5; }} > $in & nc -w 1 {} {} < $in; kill $!; rm $in",
+            decoded(bytes),
+            to.0,
+            to.1
+        ))
     }
 
     /// These bytes by TLS, as a proxy of the mesh would say them; what came back, and what openssl says of it.

@@ -15,6 +15,9 @@ use super::ground::{Attacker, SOON, Shown, Signer, address, get, id, leaf, serve
 
 const REFUSED: &str = "weft_operator_certificates_refused_total";
 
+/// In place of a status: the server has answered before it had read the request, and has reset the stream, which this curl reads first.
+pub const RESET: u32 = 92;
+
 /// What a gRPC server answered: the status of the call, its sentence, and the message if there is one.
 pub struct Answer {
     pub status: u32,
@@ -42,17 +45,21 @@ pub fn call(
     let url = format!("https://weft-operator.{}.svc:{}/{method}", chart::NAMESPACE, names::OPERATOR_PORT);
     // An attacker does not mind who the operator is.
     let said = attacker.run(&format!(
-        "rm -f /tmp/body; curl -s -k -m 15 --http2 {shows} -H 'content-type: application/grpc' -H 'te: trailers' --data-binary @/tmp/frame -D - -o /tmp/body {url}; echo; echo curl ended with $?; echo body $(base64 /tmp/body | tr -d '\\n')"
+        "rm -f /tmp/body; curl -s -k -m 15 --http2 {shows} -H 'content-type: application/grpc' -H 'te: trailers' --data-binary @/tmp/frame -D - -o /tmp/body {url}; ended=$?; echo; echo curl ended with $ended; echo body $(base64 /tmp/body | tr -d '\\n')"
     ))?;
     let field = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let Some(status) = field("grpc-status:") else { bail!("{method}: no status: {said}") };
+    let status = match field("grpc-status:") {
+        Some(status) => status.parse()?,
+        None if field("curl ended with") == Some("92") => RESET,
+        None => bail!("{method}: no status: {said}"),
+    };
     let body = STANDARD.decode(field("body ").unwrap_or_default())?;
     let message = (body.len() >= 5).then(|| {
         let length = u32::from_be_bytes([body[1], body[2], body[3], body[4]]) as usize;
         body[5..].iter().copied().take(length).collect()
     });
     let sentence = field("grpc-message:").unwrap_or_default().replace("%20", " ");
-    Ok(Answer { status: status.parse()?, sentence, message })
+    Ok(Answer { status, sentence, message })
 }
 
 fn sign(attacker: &Attacker<'_>, token: &str, csr: &[u8]) -> Result<Result<SignResponse, String>> {
