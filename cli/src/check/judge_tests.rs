@@ -62,6 +62,7 @@ fn healthy() -> Observed {
             "peerauthentications",
             "authorizationpolicies",
             "requestauthentications",
+            "trustdomains",
         ]
         .map(|p| definition(&format!("{p}.weft.dev")))
         .into()),
