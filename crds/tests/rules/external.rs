@@ -75,6 +75,16 @@ fn tls_of_the_proxy_and_of_the_application_exclude_each_other() {
         api(json!({"ports": [{"port": 80, "protocol": "Http1", "tls": {"caBundle": "ca.crt"}}]})),
         "caBundle holds no certificate",
     );
+    let by_identity =
+        |tls: serde_json::Value| api(json!({"ports": [{"port": 80, "protocol": "Http1", "tls": tls}]}));
+    let id = "spiffe://partner.example/ns/shop/sa/orders";
+    passes(MESH, by_identity(json!({"identity": id})));
+    refused(MESH, by_identity(json!({"identity": "*/sa/orders"})), "tls.identity is not a SPIFFE id");
+    refused(
+        MESH,
+        by_identity(json!({"identity": id, "sni": "a.example"})),
+        "remove sni and caBundle, or identity",
+    );
     refused(MESH, api(json!({"ports": [{"port": 443}]})), "required");
     refused(
         MESH,

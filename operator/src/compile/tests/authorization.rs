@@ -66,6 +66,18 @@ fn one_that_makes_no_sense_leaves_its_last_good_form_in_force() {
 }
 
 #[test]
+fn trust_domains_of_callers_are_told_as_what_only_newer_proxies_know() {
+    let mut index = index_of(shop());
+    let from = json!([{ "trustDomains": ["partner.example"] }]);
+    authorization("shop/p", 1, json!({ "action": "Allow", "rules": [{ "from": from }] })).apply(&mut index);
+    let all = of(&index, "shop/back-1").authorization.unwrap();
+    assert_eq!(
+        (all.level, &*all.policies[0].rules[0].from[0].trust_domains),
+        (3, &["partner.example".to_owned()][..])
+    );
+}
+
+#[test]
 fn every_field_is_told_to_the_proxy() {
     let spec = json!({ "action": "Deny", "dryRun": true, "audit": true, "rules": [
         { "name": "admins",
