@@ -188,12 +188,7 @@ fn one<S: Spec>(
     let resource = &tracked.now;
     let applied = applied.get(&(S::KIND.to_owned(), resource.key.clone()));
     let (list, text) = conditions::conditions(resource.generation, verdict?, applied);
-    let mut stored = resource.status.clone();
-    // Of a TrustDomain: what was fetched is written by another part, and stays as it is.
-    if let Some(fields) = stored.as_object_mut() {
-        fields.remove("bundle");
-    }
-    let status = conditions::status(resource.generation, &list, &text, more, &stored, now)?;
+    let status = conditions::status(resource.generation, &list, &text, more, &resource.status, now)?;
     Some(Write { kind: S::KIND, key: resource.key.clone(), status })
 }
 

@@ -122,6 +122,15 @@ where
     addr
 }
 
+/// Sends back what it gets.
+pub async fn bytes_echo() -> SocketAddr {
+    tcp(|mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await
+}
+
 /// Reads a request's head and body of `content-length`, then writes these bytes and closes.
 pub async fn scripted(answer: &'static [u8]) -> (SocketAddr, Seen) {
     let seen = Seen::default();

@@ -58,14 +58,6 @@ pub fn said(got: &Got) -> (u16, &str) {
     (got.status.as_u16(), got.reason())
 }
 
-async fn bytes_echo() -> std::net::SocketAddr {
-    apps::tcp(|mut stream| async move {
-        let (mut read, mut write) = stream.split();
-        let _ = tokio::io::copy(&mut read, &mut write).await;
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_refusal_tells_the_caller_the_reason_and_the_log_and_the_metric_the_policy() {
     let (app, seen) = apps::echo().await;
@@ -330,7 +322,7 @@ async fn the_kubelets_probes_pass_and_nothing_near_them() {
 
 #[tokio::test]
 async fn opaque_bytes_are_judged_by_caller_and_port() {
-    let app = bytes_echo().await;
+    let app = apps::bytes_echo().await;
     let mesh = Mesh::with(app, |service| service.protocol = v1::Protocol::Tcp.into());
     let speak = async || {
         let mut stream = TcpStream::connect(mesh.front.outbound).await.unwrap();
@@ -415,7 +407,7 @@ async fn what_is_open_is_judged_anew_when_policies_change() {
     assert_eq!(http2.send(get("/")).await.unwrap().status, 200);
     assert_eq!(plain.send(get("/")).await.unwrap().status, 200);
 
-    let bytes = bytes_echo().await;
+    let bytes = apps::bytes_echo().await;
     let opaque = Mesh::with(bytes, |service| service.protocol = v1::Protocol::Tcp.into());
     let (mut tunnel, mut direct) = (
         TcpStream::connect(opaque.front.outbound).await.unwrap(),

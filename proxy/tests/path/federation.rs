@@ -56,14 +56,6 @@ fn domain(name: &str) -> v1::AuthorizationSource {
     v1::AuthorizationSource { trust_domains: vec![name.into()], ..Default::default() }
 }
 
-async fn bytes_echo() -> std::net::SocketAddr {
-    apps::tcp(|mut stream| async move {
-        let (mut read, mut write) = stream.split();
-        let _ = tokio::io::copy(&mut read, &mut write).await;
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_caller_of_another_mesh_is_known_by_its_own_name_everywhere() {
     let (app, _) = apps::echo().await;
@@ -283,7 +275,7 @@ async fn requests_on_open_connections_are_refused_once_nobody_vouches_for_the_ca
 
 #[tokio::test]
 async fn open_opaque_connections_end_on_both_sides_once_nobody_vouches_for_the_peer() {
-    let app = bytes_echo().await;
+    let app = apps::bytes_echo().await;
     for at_the_server in [true, false] {
         let meshes = Meshes::to(app);
         meshes.allow(domain(THEIRS));
