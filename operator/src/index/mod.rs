@@ -12,6 +12,7 @@ mod node;
 mod outbound;
 mod pod;
 pub mod policy;
+pub mod resources;
 mod service;
 mod settle;
 pub mod space;

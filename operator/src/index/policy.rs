@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::core::DynamicObject;
+use kube::core::{ApiResource, DynamicObject};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_crds::{
@@ -55,6 +55,8 @@ impl<S: PartialEq> PartialEq for InForce<S> {
 pub trait Spec: DeserializeOwned + PartialEq {
     /// The kind of its resource.
     const KIND: &'static str;
+    /// How the API server is asked for it.
+    fn api() -> ApiResource;
     /// Why it makes no sense, in one sentence.
     ///
     /// # Errors
@@ -64,6 +66,9 @@ pub trait Spec: DeserializeOwned + PartialEq {
 
 impl Spec for MeshServiceSpec {
     const KIND: &'static str = "MeshService";
+    fn api() -> ApiResource {
+        ApiResource::erase::<MeshService>(&())
+    }
     fn check(&self) -> Result<(), String> {
         let mut seen = std::collections::HashSet::new();
         if let Some(twice) = self.subsets.iter().find(|s| !seen.insert(&s.name)) {
@@ -75,6 +80,9 @@ impl Spec for MeshServiceSpec {
 
 impl Spec for PeerAuthenticationSpec {
     const KIND: &'static str = "PeerAuthentication";
+    fn api() -> ApiResource {
+        ApiResource::erase::<PeerAuthentication>(&())
+    }
     fn check(&self) -> Result<(), String> {
         if let Some(bad) = self.port_level_mtls.keys().find(|p| p.parse::<u16>().map_or(true, |n| n == 0)) {
             return Err(format!("portLevelMtls names `{bad}`, which is not a port number"));
@@ -85,6 +93,9 @@ impl Spec for PeerAuthenticationSpec {
 
 impl Spec for AuthorizationPolicySpec {
     const KIND: &'static str = "AuthorizationPolicy";
+    fn api() -> ApiResource {
+        ApiResource::erase::<AuthorizationPolicy>(&())
+    }
     fn check(&self) -> Result<(), String> {
         sentence(&validate::authorization_policy(&AuthorizationPolicy::new("", self.clone())))
     }
@@ -92,6 +103,9 @@ impl Spec for AuthorizationPolicySpec {
 
 impl Spec for RequestAuthenticationSpec {
     const KIND: &'static str = "RequestAuthentication";
+    fn api() -> ApiResource {
+        ApiResource::erase::<RequestAuthentication>(&())
+    }
     fn check(&self) -> Result<(), String> {
         let mut seen = std::collections::HashSet::new();
         if let Some(twice) = self.issuers.iter().find(|issuer| !seen.insert(&issuer.issuer)) {
@@ -103,6 +117,9 @@ impl Spec for RequestAuthenticationSpec {
 
 impl Spec for TrafficPolicySpec {
     const KIND: &'static str = "TrafficPolicy";
+    fn api() -> ApiResource {
+        ApiResource::erase::<TrafficPolicy>(&())
+    }
     fn check(&self) -> Result<(), String> {
         sentence(&validate::traffic_policy(&TrafficPolicy::new("", self.clone())))
     }
@@ -110,6 +127,9 @@ impl Spec for TrafficPolicySpec {
 
 impl Spec for TrustDomainSpec {
     const KIND: &'static str = "TrustDomain";
+    fn api() -> ApiResource {
+        ApiResource::erase::<TrustDomain>(&())
+    }
     fn check(&self) -> Result<(), String> {
         sentence(&validate::trust_domain(&TrustDomain::new("", self.clone())))
     }

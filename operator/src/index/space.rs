@@ -108,26 +108,13 @@ impl Space {
     /// Nothing is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty()
-            && self.slices.is_empty()
-            && self.pods.is_empty()
-            && self.mesh_services.is_empty()
-            && self.policies.is_empty()
-            && self.peer_authentications.is_empty()
-            && self.authorization_policies.is_empty()
-            && self.request_authentications.is_empty()
-            && self.trust_domains.is_empty()
+        self.services.is_empty() && self.slices.is_empty() && self.pods.is_empty() && self.unruled()
     }
 
     /// Nothing is in it that [`super::settle`] would look at.
     #[must_use]
     pub fn unruled(&self) -> bool {
-        self.mesh_services.is_empty()
-            && self.policies.is_empty()
-            && self.peer_authentications.is_empty()
-            && self.authorization_policies.is_empty()
-            && self.request_authentications.is_empty()
-            && self.trust_domains.is_empty()
+        self.resources().next().is_none()
     }
 
     /// The slices of a Service, by name.

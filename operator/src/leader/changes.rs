@@ -1,17 +1,13 @@
 //! What auditors hear of Weft's own resources: each generation that the leader has seen, whether it was accepted, and what is
 //! gone. Pure. Who wrote a generation, the webhook's events say; why it was refused, the resource's status.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::Value;
 use weft_api::audit::{Event, Kind, Outcome, What};
-use weft_crds::{
-    AuthorizationPolicySpec, MeshServiceSpec, PeerAuthenticationSpec, RequestAuthenticationSpec,
-    TrafficPolicySpec, TrustDomainSpec,
-};
 
-use crate::index::policy::{Spec, Tracked};
-use crate::index::space::{Refusal, Verdict};
+use crate::index::resources::View;
+use crate::index::space::{Refusal, Space, Verdict};
 use crate::index::{Index, Key};
 
 /// A generation, and the word for its refusal; empty: it was accepted.
@@ -37,17 +33,8 @@ impl Changes {
     pub fn look(&mut self, index: &Index) -> Vec<Event> {
         self.looks += 1;
         let mut events = Vec::new();
-        for (_, space) in index.spaces() {
-            let settled = &space.settled;
-            let mut one = Look { changes: self, events: &mut events };
-            one.kind::<MeshServiceSpec>(&space.mesh_services, &settled.mesh_services);
-            one.kind::<TrafficPolicySpec>(&space.policies, &settled.policies);
-            one.kind::<PeerAuthenticationSpec>(&space.peer_authentications, &settled.peer_authentications);
-            let (authorizations, verdicts) = (&space.authorization_policies, &settled.authorization_policies);
-            one.kind::<AuthorizationPolicySpec>(authorizations, verdicts);
-            let (requests, verdicts) = (&space.request_authentications, &settled.request_authentications);
-            one.kind::<RequestAuthenticationSpec>(requests, verdicts);
-            one.kind::<TrustDomainSpec>(&space.trust_domains, &settled.trust_domains);
+        for view in index.spaces().flat_map(|(_, space)| Space::resources(space)) {
+            events.extend(self.one(&view));
         }
         for (kind, told) in &mut self.told {
             told.retain(|key, last| {
@@ -60,39 +47,23 @@ impl Changes {
         }
         events
     }
-}
 
-struct Look<'a> {
-    changes: &'a mut Changes,
-    events: &'a mut Vec<Event>,
-}
-
-impl Look<'_> {
-    fn kind<S: Spec>(
-        &mut self,
-        resources: &BTreeMap<String, Tracked<S>>,
-        verdicts: &BTreeMap<String, Verdict>,
-    ) {
-        let look = self.changes.looks;
-        let told = self.changes.told.entry(S::KIND).or_default();
-        for (name, tracked) in resources {
-            let resource = &tracked.now;
-            let before = told.get_mut(&resource.key).map(|last| {
-                last.look = look;
-                last.seen
-            });
-            let Some(verdict) = verdicts.get(name) else { continue };
-            let word = word(verdict);
-            let seen = (resource.generation, word);
-            if before == Some(seen) {
-                continue;
-            }
-            if before.is_some() || look > 1 || !says(&resource.status, seen) {
-                let outcome = if word.is_empty() { Outcome::Accepted } else { Outcome::Refused };
-                self.events.push(event(S::KIND, &resource.key, seen.0, outcome, word));
-            }
-            told.insert(resource.key.clone(), Told { seen, look });
+    fn one(&mut self, view: &View<'_>) -> Option<Event> {
+        let look = self.looks;
+        let told = self.told.entry(view.kind).or_default();
+        let before = told.get_mut(view.key).map(|last| {
+            last.look = look;
+            last.seen
+        });
+        let word = word(view.verdict?);
+        let seen = (view.generation, word);
+        if before == Some(seen) {
+            return None;
         }
+        told.insert(view.key.clone(), Told { seen, look });
+        let outcome = if word.is_empty() { Outcome::Accepted } else { Outcome::Refused };
+        let news = before.is_some() || look > 1 || !says(view.status, seen);
+        news.then(|| event(view.kind, view.key, seen.0, outcome, word))
     }
 }
 

@@ -17,6 +17,7 @@ mod root;
 mod rotation;
 mod served;
 mod status;
+mod tell;
 mod webhooks;
 
 use std::sync::Arc;
