@@ -127,8 +127,7 @@ struct Material {
     own: Option<Arc<Own>>,
     roots: Vec<CertificateDer<'static>>,
     foreign: Arc<Foreign>,
-    // Counts swaps of `foreign`, and of all.
-    federation: u64,
+    // Counts swaps.
     generation: u64,
     server: Arc<ServerConfig>,
     clients: [Arc<ClientConfig>; 3],
@@ -224,12 +223,6 @@ impl Tls {
         Arc::clone(&self.current.load().foreign)
     }
 
-    /// Counts how often the bundles of other trust domains have changed.
-    #[must_use]
-    pub fn federation(&self) -> u64 {
-        self.current.load().federation
-    }
-
     /// Counts swaps, as [`Tls::changed`] tells of them.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -316,13 +309,12 @@ impl Tls {
         foreign: Arc<Foreign>,
     ) -> Result<(), TlsError> {
         let now = self.current.load();
-        let (federation, generation) =
-            (now.federation + u64::from(now.foreign != foreign), now.generation + 1);
+        let generation = now.generation + 1;
         let next = match pair {
             Some((certified, own)) => Material::build(&self.provider, certified, own, roots, foreign)?,
             None => Material { foreign, ..Material::without_certificate(&self.provider) },
         };
-        self.current.store(Arc::new(Material { federation, generation, ..next }));
+        self.current.store(Arc::new(Material { generation, ..next }));
         self.changed.send_modify(|n| *n += 1);
         Ok(())
     }
@@ -396,7 +388,6 @@ impl Material {
             own: Some(own),
             roots,
             foreign,
-            federation: 0,
             generation: 0,
             server: Arc::new(server),
             clients,
@@ -415,7 +406,6 @@ impl Material {
             own: None,
             roots: Vec::new(),
             foreign: Arc::default(),
-            federation: 0,
             generation: 0,
             server: Arc::new(server),
             clients: clients(provider, Arc::new(trusting_nobody), Arc::new(NoCertificate)),

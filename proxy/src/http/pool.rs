@@ -126,8 +126,8 @@ pub(crate) struct Host {
     live: Option<Weak<EndpointLive>>,
     cluster: Option<Arc<ClusterLive>>,
     identity: Option<Identity>,
-    // Of another trust domain: by which bundles its connections were verified.
-    federation: Option<u64>,
+    // Of another trust domain: with which own certificate, and by which bundles, its connections were made.
+    abroad: Option<u64>,
     // The one used last at the end.
     http1: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<Rc<Shared>>>,
@@ -170,13 +170,14 @@ pub(crate) struct Stream(pub(crate) Rc<Shared>);
 
 impl Pool {
     /// The host of a destination. Empties it first if somebody else is expected there now, or if it is of another trust domain
-    /// and the bundles of those have changed.
+    /// and bundles have changed, or the own certificate: over there what it was shown is looked at again when our roots
+    /// change, and an old root goes once every certificate of its was renewed.
     pub(crate) fn host(&self, proxy: &Proxy, to: &Destination) -> Rc<Host> {
         let key = to.key();
         let mut hosts = self.hosts.borrow_mut();
         if let Some(host) = hosts.get(&key)
             && host.identity.as_ref() == to.identity()
-            && host.federation.is_none_or(|verified| verified == proxy.tls.federation())
+            && host.abroad.is_none_or(|made| made == proxy.tls.generation())
         {
             return Rc::clone(host);
         }
@@ -247,10 +248,10 @@ impl Host {
             live,
             cluster,
             identity: to.identity().cloned(),
-            federation: to
+            abroad: to
                 .identity()
                 .filter(|identity| identity.trust_domain != proxy.identity.trust_domain)
-                .map(|_| proxy.tls.federation()),
+                .map(|_| proxy.tls.generation()),
             http1: RefCell::default(),
             http2: RefCell::default(),
             dialling: tokio::sync::Mutex::default(),

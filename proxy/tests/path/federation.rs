@@ -273,6 +273,43 @@ async fn requests_on_open_connections_are_refused_once_nobody_vouches_for_the_ca
     assert_eq!(meshes.back.store.load().services.len(), 0);
 }
 
+/// As operators rotate: the next root is known before it signs, and the old one goes when nothing that it has signed is good any
+/// more. Connections that show a certificate of the old one are not used any longer by then, on either side.
+#[tokio::test]
+async fn a_rotated_root_costs_no_request_on_kept_connections() {
+    let (app, _) = apps::echo().await;
+    for of_the_caller in [true, false] {
+        let meshes = Meshes::to(app);
+        meshes.allow(domain(THEIRS));
+        let (mut http1, mut http2) =
+            (Http1::connect(meshes.front.outbound).await, Http2::connect(meshes.front.outbound).await);
+        let mut ask = async |when: &str| {
+            for _ in 0..3 {
+                let got = http1.send(get("/")).await.unwrap();
+                assert_eq!(said(&got), (200, ""), "{when} over HTTP/1, of the caller: {of_the_caller}");
+                let got = http2.send(get("/")).await.unwrap();
+                assert_eq!(said(&got), (200, ""), "{when} over HTTP/2, of the caller: {of_the_caller}");
+            }
+        };
+        ask("before").await;
+        let next = Ca::new();
+        let (rotates, follows, old, id) = match of_the_caller {
+            true => (&meshes.front, &meshes.back, &meshes.theirs, identity_in(THEIRS, "front")),
+            false => (&meshes.back, &meshes.front, &meshes.ours, identity_in("cluster.local", "back")),
+        };
+        let domain = id.trust_domain.to_string();
+        rotates.trust(&[old, &next]);
+        follows.federate(&[(&domain, old), (&domain, &next)]);
+        ask("while both are trusted").await;
+        rotates.certify(&next, &id.to_string(), vec![old.root(), next.root()]);
+        ask("once the next one signs").await;
+        follows.federate(&[(&domain, &next)]);
+        ask("once the old one is gone there").await;
+        rotates.trust(&[&next]);
+        ask("once it is gone everywhere").await;
+    }
+}
+
 #[tokio::test]
 async fn open_opaque_connections_end_on_both_sides_once_nobody_vouches_for_the_peer() {
     let app = apps::bytes_echo().await;

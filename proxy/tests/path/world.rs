@@ -23,7 +23,7 @@ use weft_proxy::proxy::{Leaving, Proxy};
 use weft_proxy::record::Direction;
 use weft_proxy::snapshot::Snapshot;
 use weft_proxy::store::SnapshotStore;
-use weft_proxy::tls::Tls;
+use weft_proxy::tls::{Foreign, Tls};
 use weft_proxy::trace::export::Pace;
 use weft_proxy::trace::{Collector, Resource, Traces};
 
@@ -213,10 +213,13 @@ impl Node {
         node
     }
 
-    /// These other trust domains vouch for their own identities, and no others do.
+    /// These other trust domains vouch for their own identities, and no others do. One may be named once for each of its roots.
     pub fn federate(&self, domains: &[(&str, &Ca)]) {
-        let one = |(domain, ca): &(&str, &Ca)| (domain.parse().unwrap(), vec![ca.root()]);
-        self.tls.set_foreign(domains.iter().map(one).collect()).unwrap();
+        let mut foreign = Foreign::new();
+        for (domain, ca) in domains {
+            foreign.entry(domain.parse().unwrap()).or_default().push(ca.root());
+        }
+        self.tls.set_foreign(foreign).unwrap();
     }
 
     /// The roots of its own trust domain.
