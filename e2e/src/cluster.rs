@@ -25,7 +25,7 @@ impl Cluster {
     #[must_use]
     pub fn get() -> &'static Cluster {
         static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-        CLUSTER.get_or_init(|| match Self::connect() {
+        CLUSTER.get_or_init(|| match kubeconfig().and_then(|path| Self::connect(&path)) {
             Ok(cluster) => cluster,
             Err(error) => {
                 eprintln!(
@@ -36,8 +36,14 @@ impl Cluster {
         })
     }
 
-    fn connect() -> Result<Self> {
-        let environment = vec![("KUBECONFIG".to_owned(), kubeconfig()?)];
+    /// One more cluster, by the path of its kubeconfig, for tests that need two. It lives as long as the process.
+    pub fn open(kubeconfig: &str) -> Result<&'static Cluster> {
+        let cluster = Self::connect(kubeconfig).with_context(|| format!("the cluster of {kubeconfig}"))?;
+        Ok(Box::leak(Box::new(cluster)))
+    }
+
+    fn connect(kubeconfig: &str) -> Result<Self> {
+        let environment = vec![("KUBECONFIG".to_owned(), kubeconfig.to_owned())];
         let cluster = Self { kubectl: find_program("kubectl")?, helm: find_program("helm")?, environment };
         cluster.kubectl(&["get", "--raw", "/readyz"])?;
         Ok(cluster)
@@ -66,6 +72,21 @@ impl Cluster {
     /// Starts kubectl in the background.
     pub fn start(&self, args: &[&str], input: Option<&[u8]>) -> Result<Running> {
         start(&self.kubectl, args, &self.environment, input.map(<[u8]>::to_vec))
+    }
+
+    /// Runs a shell script in a folder, as somebody does whose `kubectl` drives this cluster; its standard output.
+    pub fn script(&self, folder: &Path, script: &str) -> Result<String> {
+        let path = std::env::join_paths(
+            self.kubectl
+                .parent()
+                .map(Path::to_path_buf)
+                .into_iter()
+                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        )?;
+        let mut environment = self.environment.clone();
+        environment.push(("PATH".to_owned(), path.to_string_lossy().into_owned()));
+        let script = format!("set -euo pipefail; cd '{}'\n{script}", folder.display());
+        start(&"/bin/bash".into(), &["-c", &script], &environment, None)?.wait(PATIENCE)?.success()
     }
 
     /// Runs helm; its standard output.
