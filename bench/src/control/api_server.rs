@@ -117,6 +117,11 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
                 let before = store.object(&place.collection, &key);
                 let mut object = before.map_or_else(|| json!({}), |before| Value::clone(&before));
                 merge(&mut object, change);
+                // What is made by an apply says neither; the operator looks for what it has written by both.
+                object["metadata"]["name"] = json!(name);
+                if !place.namespace.is_empty() {
+                    object["metadata"]["namespace"] = json!(place.namespace);
+                }
                 send(&store.put(&place.collection, key, object))
             }
             _ => refuse(StatusCode::BAD_REQUEST),

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ struct Options {
     /// How long each load lasts, in seconds.
     #[arg(long, default_value_t = 1.0)]
     seconds_each: f64,
-    /// Who: none, weft, envoy, envoy-h2, nginx, haproxy; all of them if not given.
+    /// Who: none, weft, envoy, envoy-h2, nginx, haproxy, relay (the floor); all of them if not given.
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<Subject>,
     /// Proxies in a row.
@@ -65,8 +65,7 @@ async fn main() -> Result<()> {
     let mut options = Options::parse();
     ensure!((0.1..=300.0).contains(&options.seconds_each), "--seconds-each is from 0.1 to 300");
     if options.subjects.is_empty() {
-        use Subject::{Envoy, EnvoyH2, Haproxy, Nginx, None, Weft};
-        options.subjects = vec![None, Weft, Envoy, EnvoyH2, Nginx, Haproxy];
+        options.subjects = Subject::value_variants().to_vec();
     }
     let mut scenarios = scenario::chosen(&options.scenario);
     ensure!(!scenarios.is_empty(), "there is no scenario {}", options.scenario.join(", "));

@@ -92,6 +92,7 @@ fn colour(subject: Subject) -> &'static str {
         Subject::EnvoyH2 => "#d39ac6",
         Subject::Nginx => "#7fb069",
         Subject::Haproxy => "#4f86c6",
+        Subject::Relay => "#777777",
     }
 }
 

@@ -4,6 +4,7 @@
 mod envoy;
 mod haproxy;
 mod nginx;
+mod relay;
 mod weft;
 
 use std::fs;
@@ -33,6 +34,8 @@ pub enum Subject {
     Nginx,
     /// Debian's haproxy.
     Haproxy,
+    /// The floor: passes bytes on, sealed between two hops, and understands nothing (`weft-bench-relay`).
+    Relay,
 }
 
 impl Subject {
@@ -46,13 +49,14 @@ impl Subject {
             Self::EnvoyH2 => "envoy-h2",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
+            Self::Relay => "relay",
         }
     }
 
     /// What it calls itself, in a line.
     pub fn version(self, programs: &Programs) -> Result<String> {
         let (program, flag) = match self {
-            Self::None => return Ok("-".to_owned()),
+            Self::None | Self::Relay => return Ok("-".to_owned()),
             Self::Weft => (&programs.weft, "--version"),
             Self::Envoy | Self::EnvoyH2 => (&programs.envoy, "--version"),
             Self::Nginx => (&programs.nginx, "-v"),
@@ -74,6 +78,8 @@ impl Subject {
         match self {
             // It differs from Envoy only between two hops, and where clients do not speak HTTP/2 themselves.
             Self::EnvoyH2 => task.hops == 2 && task.speaks == Speaks::Http1,
+            // It shakes no hands, and does nothing besides.
+            Self::Relay => task.enters == Wire::Plain && task.extra == Extra::Nothing,
             _ => true,
         }
     }
@@ -91,6 +97,7 @@ impl Subject {
             Self::EnvoyH2 => envoy::command(hop, &programs.envoy, true),
             Self::Nginx => nginx::command(hop, &programs.nginx),
             Self::Haproxy => haproxy::command(hop, &programs.haproxy),
+            Self::Relay => relay::command(hop),
         }
     }
 }
