@@ -23,7 +23,7 @@ BENCH_OPTIONS = $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SUBJECTS),--subj
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build build-static images images-fips test-fips images-load cluster-up cluster-down cluster-status kind-up kind-down \
-	install crds lint licenses audit sbom test test-unit suites ambiguity e2e cert-manager demo demo-clean figures bench profile soak bench-control bench-micro clean
+	install crds lint licenses audit sbom test test-unit suites ambiguity e2e cert-manager federation demo demo-clean figures bench profile soak bench-control bench-micro clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,10 @@ e2e: images cluster-up images-load install ## End-to-end tests through the shipp
 # Apart from e2e: building it from a cold cache takes minutes, and the test rotates the root twice.
 cert-manager: images cluster-up images-load install ## The mesh under an authority that the real cert-manager keeps (builds it, once)
 	WEFT_CERT_MANAGER=$$(bash $(CLUSTER_DIR)/cert-manager/build.sh) cargo test --workspace --test cert-manager -- --test-threads=1
+
+# Apart from e2e, too: a rotation that another mesh follows takes nine minutes.
+federation: images ## Two clusters side by side, joined as docs/federation.md has it: calls, policies, rotation under load, attacks
+	@bash e2e/federation.sh
 
 demo: images cluster-up images-load install ## Show the mesh at work, on live measurements
 	cargo build -q --workspace --bins && $(CARGO_TARGET_DIR)/debug/weft-demo
