@@ -132,6 +132,9 @@ pub struct What {
     /// Of the admission review.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
+    /// Of the object that a Kubernetes Event of this is about, where it is known; in no line.
+    #[serde(skip)]
+    pub object_uid: String,
     /// Of the resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
@@ -181,12 +184,15 @@ pub fn text(given: &str) -> String {
 #[derive(Clone)]
 pub struct Audit(Option<Arc<Inner>>);
 
+type Ear = Box<dyn Fn(&Event) + Send + Sync>;
+
 struct Inner {
     component: Component,
     out: Mutex<Option<Box<dyn Write + Send>>>,
     /// `None`: there is no writing here.
     lines: OnceLock<Option<Lines<Event>>>,
     dropped: Arc<dyn Fn() + Send + Sync>,
+    also: OnceLock<Ear>,
 }
 
 impl Audit {
@@ -211,7 +217,14 @@ impl Audit {
     ) -> Self {
         let out: Box<dyn Write + Send> = Box::new(out);
         let (out, lines, dropped) = (Mutex::new(Some(out)), OnceLock::new(), Arc::new(dropped));
-        Self(Some(Arc::new(Inner { component, out, lines, dropped })))
+        Self(Some(Arc::new(Inner { component, out, lines, dropped, also: OnceLock::new() })))
+    }
+
+    /// From now on `ear` hears each event too, whether or not it is written. It must not wait. Only the first one counts.
+    pub fn also(&self, ear: impl Fn(&Event) + Send + Sync + 'static) {
+        if let Some(inner) = &self.0 {
+            let _ = inner.also.set(Box::new(ear));
+        }
     }
 
     /// Whether anybody hears of an event. Who has to work to make one may ask before.
@@ -223,6 +236,9 @@ impl Audit {
     /// It has happened. Never waits.
     pub fn event(&self, event: Event) {
         let Some(inner) = &self.0 else { return };
+        if let Some(ear) = inner.also.get() {
+            ear(&event);
+        }
         match inner.lines.get_or_init(|| inner.start()) {
             Some(lines) => lines.send(event),
             None => (inner.dropped)(),

@@ -26,5 +26,7 @@ pub use trust_domain::{TrustDomain, TrustDomainSpec};
 
 /// API group of every resource.
 pub const GROUP: &str = "weft.dev";
+/// Group and version, as resources say them.
+pub const API_VERSION: &str = "weft.dev/v1alpha1";
 /// The one served and stored version.
 pub const VERSION: &str = "v1alpha1";

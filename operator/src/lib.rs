@@ -17,4 +17,5 @@ pub mod serve;
 pub mod settings;
 pub mod share;
 pub mod store;
+pub mod told;
 pub mod watch;

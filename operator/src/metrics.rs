@@ -89,6 +89,34 @@ pub struct Fetched {
     pub result: Fetch,
 }
 
+/// What became of what was to be told by Kubernetes Events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Told {
+    /// An Event counts it.
+    Written,
+    /// No Event does.
+    Dropped,
+}
+
+/// Label of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct InEvents {
+    /// What became of it.
+    pub result: Told,
+}
+
+impl InEvents {
+    /// As the writer of Events says it.
+    #[must_use]
+    pub const fn new(fate: weft_events::Fate) -> Self {
+        let result = match fate {
+            weft_events::Fate::Written => Told::Written,
+            weft_events::Fate::Dropped => Told::Dropped,
+        };
+        Self { result }
+    }
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -137,6 +165,8 @@ pub struct Metrics {
     pub status_writes: Counter<u64, AtomicU64>,
     /// Audit events that nobody read fast enough.
     pub audit_dropped: Counter,
+    /// What was to be told by Kubernetes Events.
+    pub audit_kubernetes_events: Family<InEvents, Counter>,
 }
 
 impl Default for Metrics {
@@ -164,6 +194,7 @@ impl Default for Metrics {
             bundle_fetches: Family::default(),
             status_writes: Counter::default(),
             audit_dropped: Counter::default(),
+            audit_kubernetes_events: Family::default(),
             rotation_phase: Family::default(),
             rotation_steps: Family::default(),
         };
@@ -223,6 +254,8 @@ impl Default for Metrics {
         r.register("leader", "1 on the replica that leads", all.leader.clone());
         let dropped = "Audit events that were dropped because nobody read them fast enough";
         r.register("audit_dropped", dropped, all.audit_dropped.clone());
+        let events = "Audit events that were to be told by Kubernetes Events, by what became of them";
+        r.register("audit_kubernetes_events", events, all.audit_kubernetes_events.clone());
         let failed = "TLS handshakes that failed or took too long";
         r.register("failed_handshakes", failed, all.failed_handshakes.clone());
         r.register(

@@ -15,6 +15,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_api::audit::{Audit, Component};
+use weft_api::names;
+use weft_events::Sink;
+use weft_events::write::Reporter;
 
 use crate::admin::{self, Admin};
 use crate::ca::serving::Serving;
@@ -25,12 +28,13 @@ use crate::index::Index;
 use crate::keys;
 use crate::leader::Leader;
 use crate::leader::events::Events;
-use crate::metrics::Metrics;
+use crate::metrics::{InEvents, Metrics};
 use crate::serve::fleet::Fleet;
 use crate::serve::review::ApiServer;
 use crate::serve::{self, Shared};
 use crate::settings::Settings;
 use crate::store::Store;
+use crate::told;
 use crate::watch::{self, Synced};
 
 /// Between SIGTERM and the end of the streams: proxies that connect again must not be sent here once more, and it takes the
@@ -64,6 +68,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let serving = Serving::new(Arc::clone(&authority), settings.trust_domain.clone(), &settings.namespace)
         .context("the operator's own certificate cannot be made")?;
     let audit = audit(&settings, &metrics);
+    let events = kubernetes_events(&settings, &metrics, &writer, &mut tasks);
+    let sink = events.clone();
+    audit.also(move |event| told::note(event).into_iter().for_each(|note| sink.tell(note, 1)));
     let (refusals, refused) = serve::refusals::Refusals::new();
     let shared = Arc::new(Shared {
         store,
@@ -75,6 +82,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         serving: Arc::new(serving),
         metrics,
         audit,
+        events,
         namespace: settings.namespace.clone(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -187,6 +195,29 @@ fn audit(settings: &Settings, metrics: &Metrics) -> Audit {
     Audit::stdout(Component::Operator, move || {
         dropped.inc();
     })
+}
+
+/// Kubernetes Events of the same, and of what proxies report. Each replica writes of what it has heard.
+fn kubernetes_events(
+    settings: &Settings,
+    metrics: &Metrics,
+    client: &Client,
+    tasks: &mut JoinSet<()>,
+) -> Sink {
+    if !settings.audit_events {
+        return Sink::off();
+    }
+    let told = metrics.audit_kubernetes_events.clone();
+    let (sink, writer) = Sink::new(move |fate, times| {
+        told.get_or_create(&InEvents::new(fate)).inc_by(times);
+    });
+    let reporter = Reporter {
+        controller: "weft.dev/weft-operator",
+        name: names::OPERATOR,
+        instance: settings.pod_name.clone(),
+    };
+    tasks.spawn(writer.run(client.clone(), reporter));
+    sink
 }
 
 /// The roots, however long the API server takes to give them.

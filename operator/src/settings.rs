@@ -39,6 +39,9 @@ pub struct Settings {
     /// Whether auditors are told of certificates, rotations and changes of configuration, on stdout: on or off.
     #[arg(long, env = "WEFT_AUDIT", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
     pub audit: bool,
+    /// Whether they are told by Kubernetes Events too: on or off.
+    #[arg(long, env = "WEFT_AUDIT_EVENTS", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
+    pub audit_events: bool,
     /// Port at which the own bundle is served to other meshes (SPIFFE bundle endpoint, profile https_spiffe). Not given: nowhere.
     #[arg(long, env = "WEFT_BUNDLE_PORT")]
     pub bundle_port: Option<u16>,

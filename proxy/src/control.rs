@@ -1,5 +1,5 @@
 //! The stream of configuration from the operator: subscribes to what the workload calls, puts updates in force whole,
-//! acknowledges or rejects them, reports ejections, and connects again for ever. It is the only writer of the
+//! acknowledges or rejects them, reports ejections and audited decisions, and connects again for ever. It is the only writer of the
 //! snapshot. Losing the operator changes nothing in force.
 
 use std::collections::HashSet;
@@ -22,6 +22,7 @@ use weft_api::v1::{
 };
 
 use crate::backoff::Backoff;
+use crate::decisions::Decisions;
 use crate::dial::{self, DialError, chain};
 use crate::dns;
 use crate::named::Named;
@@ -46,6 +47,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 const EJECTIONS_EVERY: Duration = Duration::from_secs(1);
+/// Between two reports of what policies for auditors decided.
+const DECISIONS_EVERY: Duration = Duration::from_secs(10);
 /// Between two reports of keys that are missing.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
@@ -90,6 +93,8 @@ pub struct Control {
     pub status: Arc<Status>,
     /// What it was told by name.
     pub names: Names,
+    /// What policies for auditors decided.
+    pub decisions: Arc<Decisions>,
 }
 
 /// Endpoints by name; nothing is looked up before there is one.
@@ -178,6 +183,8 @@ impl Control {
         let mut ejection_changes = self.store.load().ejection_changes();
         let mut report_at = Some(Instant::now());
         let (mut keys_at, mut keys_told) = (None, None::<Instant>);
+        // There may be some of before.
+        let (mut decisions_at, mut decisions_told) = (Some(Instant::now()), None::<Instant>);
         let mut demands = Demands::new();
         demands.follow(&self.store.load());
         let mut expiry = interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
@@ -229,6 +236,17 @@ impl Control {
                     (keys_at, keys_told) = (None, Some(Instant::now()));
                     if let Some(missed) = self.missed() {
                         to_operator.tell(Message::KeysMissed(missed)).await?;
+                    }
+                }
+                () = self.decisions.noted(), if decisions_at.is_none() => {
+                    let now = Instant::now();
+                    decisions_at = Some(decisions_told.map_or(now, |last| (last + DECISIONS_EVERY).max(now)));
+                }
+                () = at(decisions_at) => {
+                    decisions_at = None;
+                    if let Some(decisions) = self.decisions.take() {
+                        decisions_told = Some(Instant::now());
+                        to_operator.tell(Message::Decisions(decisions)).await?;
                     }
                 }
                 _ = expiry.tick() => {

@@ -15,6 +15,7 @@ mod clock;
 pub mod cni;
 pub mod connect;
 pub mod control;
+pub mod decisions;
 pub mod detect;
 pub mod dial;
 pub mod dns;

@@ -20,6 +20,7 @@ use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::checks::Checker;
 use crate::control::{Control, Names};
+use crate::decisions::Decisions;
 use crate::identity;
 use crate::listener::{self, Bound, Listen};
 use crate::logging::{self, LogLevel};
@@ -57,12 +58,16 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         true => audit_to_stdout(&metrics),
         false => Audit::off(),
     };
+    let decisions = Arc::new(Decisions::default());
+    let heard = Arc::clone(&decisions);
+    audit.also(move |event| heard.hear(event));
     let parts = Parts {
         store: Arc::new(SnapshotStore::new()),
         tls: Arc::new(Tls::new()),
         status: Arc::new(Status::new(Arc::clone(&metrics)).redirected(settings.ports.check)),
         metrics,
         settings,
+        decisions,
     };
     let (drain, exit) = (CancellationToken::new(), CancellationToken::new());
     parts.start_admin(log)?;
@@ -123,6 +128,7 @@ struct Parts {
     tls: Arc<Tls>,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
+    decisions: Arc<Decisions>,
 }
 
 impl Parts {
@@ -178,6 +184,7 @@ impl Parts {
             store: Arc::clone(&self.store),
             status: Arc::clone(&self.status),
             names: Names::default(),
+            decisions: Arc::clone(&self.decisions),
         };
         let certificates =
             identity::run(Arc::clone(&self.settings), Arc::clone(&self.tls), Arc::clone(&self.status));

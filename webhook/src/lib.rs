@@ -14,3 +14,4 @@ pub mod server;
 pub mod serving;
 pub mod settings;
 pub mod stores;
+pub mod told;

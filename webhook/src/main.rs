@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing_subscriber::EnvFilter;
 use weft_api::audit::{Audit, Component};
 use weft_api::names;
+use weft_events::write::Reporter;
 use weft_webhook::health::{self, Health};
 use weft_webhook::inject;
 use weft_webhook::metrics::Metrics;
@@ -23,6 +24,7 @@ use weft_webhook::server::{self, Webhook};
 use weft_webhook::serving::{self, Certificate, Renewal};
 use weft_webhook::settings::{NativeSidecar, Settings};
 use weft_webhook::stores::Stores;
+use weft_webhook::told;
 
 /// Exit code for a bad configuration (sysexits.h, EX_USAGE).
 const BAD_CONFIGURATION: u8 = 64;
@@ -123,6 +125,10 @@ async fn run(settings: Settings) -> Result<()> {
         "started"
     );
     let audit = audit(&settings, &metrics);
+    if settings.audit && settings.audit_events {
+        let writer = told::to_events(&audit, metrics.clone());
+        until(&tasks, &stop, writer.run(client.clone(), reporter(&settings)));
+    }
     let webhook = Arc::new(Webhook {
         settings: injected(&settings, native_sidecar),
         stores,
@@ -150,6 +156,11 @@ async fn run(settings: Settings) -> Result<()> {
     tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
     Ok(())
+}
+
+fn reporter(settings: &Settings) -> Reporter {
+    let instance = settings.pod_name.clone();
+    Reporter { controller: "weft.dev/weft-webhook", name: names::WEBHOOK, instance }
 }
 
 /// Events for auditors, on stdout.

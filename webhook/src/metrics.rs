@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::time::Duration;
+use weft_events::Fate;
 
 /// Bounds of the duration histogram, in seconds.
 const DURATIONS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -121,6 +122,18 @@ enum RenewalOutcome {
     Failure,
 }
 
+/// What became of what was to be told by Kubernetes Events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InEvents {
+    result: Told,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Told {
+    Written,
+    Dropped,
+}
+
 /// All of the webhook's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -134,6 +147,7 @@ pub struct Metrics {
     pub failed_handshakes: Counter,
     /// Audit events that nobody read fast enough.
     pub audit_dropped: Counter,
+    audit_kubernetes_events: Family<InEvents, Counter>,
 }
 
 impl Default for Metrics {
@@ -147,6 +161,7 @@ impl Default for Metrics {
             connections: Gauge::default(),
             failed_handshakes: Counter::default(),
             audit_dropped: Counter::default(),
+            audit_kubernetes_events: Family::default(),
         };
         metrics.registered()
     }
@@ -170,6 +185,8 @@ impl Metrics {
         own.register("connections", "TLS connections open", self.connections.clone());
         let dropped = "Audit events that were dropped because nobody read them fast enough";
         own.register("audit_dropped", dropped, self.audit_dropped.clone());
+        let events = "Audit events that were to be told by Kubernetes Events, by what became of them";
+        own.register("audit_kubernetes_events", events, self.audit_kubernetes_events.clone());
         own.register("failed_handshakes", "TLS handshakes that failed", self.failed_handshakes.clone());
         self
     }
@@ -178,6 +195,15 @@ impl Metrics {
     pub fn reviewed(&self, kind: Kind, outcome: Outcome, took: Duration) {
         self.reviews.get_or_create(&Review { kind, outcome }).inc();
         self.durations.get_or_create(&OfKind { kind }).observe(took.as_secs_f64());
+    }
+
+    /// So many audit events are counted by Kubernetes Events, or by none.
+    pub fn told_by_events(&self, fate: Fate, times: u64) {
+        let result = match fate {
+            Fate::Written => Told::Written,
+            Fate::Dropped => Told::Dropped,
+        };
+        self.audit_kubernetes_events.get_or_create(&InEvents { result }).inc_by(times);
     }
 
     /// A serving certificate came, or did not.

@@ -273,6 +273,9 @@ fn admission(request: &Request, outcome: Outcome) -> Event {
             _ => audit::text(&request.operation),
         },
         uid: audit::text(&request.uid),
+        object_uid: audit::text(
+            request.old_object.pointer("/metadata/uid").and_then(|uid| uid.as_str()).unwrap_or_default(),
+        ),
         ..What::default()
     };
     event

@@ -25,6 +25,8 @@ pub enum NativeSidecar {
 pub struct Settings {
     /// Weft's own namespace.
     pub namespace: String,
+    /// Name of this pod: who writes Events.
+    pub pod_name: String,
     /// Trust domain.
     pub trust_domain: TrustDomain,
     /// The operator.
@@ -47,6 +49,8 @@ pub struct Settings {
     pub proxy_audit: bool,
     /// Whether auditors are told of each admission.
     pub audit: bool,
+    /// Whether they are told by Kubernetes Events too.
+    pub audit_events: bool,
     /// Where proxies tell of traces. `None`: nowhere.
     pub tracing: Option<Endpoint>,
     /// Percent of new traces that they tell of, as it was written.
@@ -77,6 +81,7 @@ impl Settings {
         let access_log = reader.one_of("WEFT_ACCESS_LOG", &[("on", true), ("off", false)]);
         let proxy_audit = reader.one_of("WEFT_PROXY_AUDIT", &[("on", true), ("off", false)]);
         let audit = reader.one_of("WEFT_AUDIT", &[("on", true), ("off", false)]);
+        let audit_events = reader.one_of("WEFT_AUDIT_EVENTS", &[("on", true), ("off", false)]);
         let cni = reader.one_of("WEFT_REDIRECTION", &[("init", false), ("cni", true)]);
         let tracing = reader.endpoint("WEFT_PROXY_TRACING_ENDPOINT");
         // Only judged here: the proxy reads the same text.
@@ -109,10 +114,12 @@ impl Settings {
             access_log,
             proxy_audit,
             audit,
+            audit_events,
             tracing,
             sampling,
             workers,
             log: reader.text("WEFT_LOG", "info"),
+            pod_name: reader.text("WEFT_POD_NAME", names::WEBHOOK),
             namespace,
         })
     }

@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKey
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,12 +23,15 @@ use weft_api::audit::{Audit, Component};
 use weft_api::lines::sink::Sink;
 use weft_api::v1::identity_server::{Identity, IdentityServer};
 use weft_api::v1::{SignRequest, SignResponse};
+use weft_events::sums;
+use weft_events::write::Reporter;
 use weft_webhook::inject;
 use weft_webhook::judge::Known;
 use weft_webhook::metrics::Metrics;
 use weft_webhook::server::{self, Webhook};
 use weft_webhook::serving::{self, Certificate, Renewal};
 use weft_webhook::stores::Stores;
+use weft_webhook::told;
 
 /// A root that signs as the operator does.
 struct Authority {
@@ -180,7 +183,7 @@ fn settings() -> inject::Settings {
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..1500 {
         if holds() {
             return;
         }
@@ -400,4 +403,100 @@ async fn auditors_are_told_of_every_admission_and_of_no_secret() {
             .all(|e| e["log"] == "audit" && e["event"] == "admission" && e["component"] == "webhook")
     );
     assert!(!told.contains("planted"), "a secret is told: {told}");
+}
+
+/// An API server on loopback that takes every Event, and what it was sent: method, path and body.
+async fn takes_events() -> (kube::Client, Arc<Mutex<Vec<(String, String, Value)>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&seen);
+    let take = async move |method: axum::http::Method, uri: axum::http::Uri, body: String| {
+        let body = serde_json::from_str(&body).unwrap();
+        let mut all = into.lock().unwrap();
+        all.push((method.to_string(), uri.path().to_owned(), body));
+        axum::Json(
+            json!({ "metadata": { "name": format!("weft-webhook-{}", all.len()) }, "eventTime": null }),
+        )
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let router = axum::Router::new().fallback(take);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (kube::Client::try_from(kube::Config::new(uri)).unwrap(), seen)
+}
+
+fn with_events(running: &Running, client: kube::Client) {
+    let reporter =
+        Reporter { controller: "weft.dev/weft-webhook", name: "weft-webhook", instance: "w-1".into() };
+    tokio::spawn(told::to_events(&running.audit, running.metrics.clone()).run(client, reporter));
+}
+
+fn told_by_events(running: &Running, result: &str) -> u64 {
+    let text = running.metrics.text();
+    let line = format!("weft_webhook_audit_kubernetes_events_total{{result=\"{result}\"}} ");
+    text.lines().find_map(|text| text.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
+}
+
+fn changed_by_ann(kind: &str, namespace: &str, name: &str, spec: &Value) -> Value {
+    let object = json!({"apiVersion": "weft.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "annotations": {"note": "planted"}},
+        "spec": spec});
+    let mut review: Value = serde_json::from_slice(&review(kind, namespace, "CREATE", &object)).unwrap();
+    review["request"]["userInfo"] = json!({"username": "ann", "groups": ["planted"]});
+    review
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_and_changes_are_kubernetes_events_with_the_user_and_no_secret_and_a_dry_run_is_none() {
+    let (running, roots) = certified(Known::default()).await;
+    let (client, seen) = takes_events().await;
+    with_events(&running, client);
+    let send = async |review: &Value| {
+        let body = serde_json::to_vec(review).unwrap();
+        assert_eq!(send(&running, &roots, "POST /validate", &body).await.0, 200);
+    };
+    let bad = json!({"action": "Allow", "rules": [{"from": [{"identities": ["spiffe://planted!"]}]}]});
+    let refused = changed_by_ann("AuthorizationPolicy", "shop", "a", &bad);
+    let mut dry = changed_by_ann("AuthorizationPolicy", "shop", "dry", &bad);
+    dry["request"]["dryRun"] = true.into();
+    send(&dry).await;
+    for _ in 0..12 {
+        send(&refused).await;
+    }
+    send(&changed_by_ann("AuthorizationPolicy", "shop", "b", &json!({"action": "Allow"}))).await;
+    until("all is told", || told_by_events(&running, "Written") == 13).await;
+    let seen = seen.lock().unwrap().clone();
+    let of = |name: &str| -> Vec<&(String, String, Value)> {
+        seen.iter().filter(|(_, _, event)| event["regarding"]["name"] == name).collect()
+    };
+    let [(method, path, event)] = of("a")[..] else { panic!("{seen:?}") };
+    assert_eq!((&**method, &**path), ("POST", "/apis/events.k8s.io/v1/namespaces/shop/events"));
+    assert_eq!((&event["reason"], &event["type"]), (&json!("AdmissionDenied"), &json!("Warning")));
+    let note = event["note"].as_str().unwrap();
+    assert!(note.starts_with("CREATE by ann was denied (invalid)"), "{note}");
+    assert_eq!(of("b")[0].2["reason"], "AdmissionAllowed");
+    assert!(of("dry").is_empty(), "a dry run has an effect");
+    assert!(!format!("{seen:?}").contains("planted"), "a secret is told: {seen:?}");
+    // Twelve of a kind are one Event that counts them, at once or when it is written again.
+    let counts = seen.iter().filter_map(|(_, _, event)| event["series"]["count"].as_u64());
+    assert_eq!(counts.max(), Some(12));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_floods_the_webhook_has_a_bounded_number_of_events_written_and_the_rest_counted() {
+    let (running, roots) = certified(Known::default()).await;
+    let (client, seen) = takes_events().await;
+    let begin = std::time::Instant::now();
+    with_events(&running, client);
+    let bad = json!({"action": "Allow", "rules": [{"from": [{"identities": ["no"]}]}]});
+    for n in 0..150 {
+        let made_up =
+            changed_by_ann("AuthorizationPolicy", &format!("made-up-{}", n % 50), &n.to_string(), &bad);
+        let (code, _) =
+            send(&running, &roots, "POST /validate", &serde_json::to_vec(&made_up).unwrap()).await;
+        assert_eq!(code, 200, "who asks is answered whatever becomes of the Events");
+    }
+    let all = || told_by_events(&running, "Written") + told_by_events(&running, "Dropped");
+    until("each is written or counted", || all() == 150).await;
+    let refilled = begin.elapsed().as_secs_f64() / sums::OF_ALL.1.as_secs_f64();
+    let written = u32::try_from(seen.lock().unwrap().len()).unwrap();
+    assert!(written >= 1 && f64::from(written) <= f64::from(sums::OF_ALL.0) + refilled, "{written} Events");
 }

@@ -63,6 +63,27 @@ fn what_nobody_reads_is_dropped_and_counted_and_holds_nobody_up() {
 }
 
 #[test]
+fn another_ear_hears_each_event_also_those_that_nobody_reads() {
+    let (sink, heard) = (Sink::default(), Arc::new(AtomicU64::new(0)));
+    let audit = Audit::to(Component::Operator, sink.clone(), || {});
+    let count = Arc::clone(&heard);
+    audit.also(move |event| {
+        assert_eq!(event.what.object_uid, "u1");
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    sink.shut(true);
+    for _ in 0..2 * WAITING {
+        let mut event = Event::now(Kind::Issuance, Outcome::Issued);
+        event.what.object_uid = "u1".into();
+        audit.event(event);
+    }
+    sink.shut(false);
+    patiently(&audit);
+    assert_eq!(heard.load(Ordering::Relaxed), 2 * WAITING as u64);
+    assert!(!sink.text().unwrap().contains("u1"), "it is for Kubernetes Events alone");
+}
+
+#[test]
 fn off_means_off() {
     let audit = Audit::off();
     audit.event(Event::now(Kind::Rotation, Outcome::Done));

@@ -1,5 +1,5 @@
 //! A stranger calls the webhook. API servers show it no certificate, so that it cannot tell who asks; what it answers changes
-//! nothing, is counted, and is told to auditors.
+//! nothing, is counted, and is told to auditors; what it has written of him are a few Kubernetes Events, however often he asks.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -64,5 +64,44 @@ fn a_stranger_at_the_webhook_changes_nothing_and_is_counted_and_told_of() {
             ensure!(event.is_some_and(|line| line.contains(&ns.name)), "no event of it");
             Ok(())
         })
+    });
+}
+
+#[test]
+fn a_stranger_who_floods_the_webhook_has_few_events_written() {
+    scenario("webhook-flood", Injection::Label, |ns| {
+        let attacker = Attacker::deploy(ns)?;
+        let told = |result: &str| {
+            let label = format!("result=\"{result}\"");
+            attacker.count_of("weft-webhook", "weft_webhook_audit_kubernetes_events_total", &[&label])
+        };
+        let before = told("Dropped")?;
+        let begin = std::time::Instant::now();
+        // Each refused, and each another one.
+        let review = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"s","operation":"CREATE","namespace":"{}","name":"made-up-'$i'","kind":{{"group":"weft.dev","version":"v1alpha1","kind":"AuthorizationPolicy"}},"userInfo":{{"username":"stranger"}},"object":{{"spec":{{"action":"Nonsense"}}}}}}}}"#,
+            ns.name
+        );
+        let url = format!("https://weft-webhook.{}.svc/validate", chart::NAMESPACE);
+        let said = attacker.run(&format!(
+            "i=0; while [ $i -lt 300 ]; do i=$((i+1)); curl -s -k -m 10 -o /dev/null -w '%{{http_code}}\\n' -H 'content-type: application/json' -d '{review}' {url}; done"
+        ))?;
+        let answered = said.lines().filter(|line| line.trim() == "200").count();
+        ensure!(answered == 300, "{answered} of 300 were answered: {said}");
+        eventually("what is beyond the bound is counted", SOON, || {
+            let dropped = told("Dropped")? - before;
+            ensure!(dropped >= 150, "{dropped} dropped");
+            Ok(())
+        })?;
+        let all = ns.cluster.objects(&ns.name, "events", "")?;
+        let made_up = |event: &&Value| event["reason"] == "AdmissionDenied";
+        let written = all.iter().filter(made_up).count() as u64;
+        // Of each replica so many at once, and one more in four seconds.
+        let replicas = chart::pods(ns.cluster, "weft-webhook")?.len() as u64;
+        let bound = replicas * (30 + begin.elapsed().as_secs() / 4 + 1);
+        ensure!((1..=bound).contains(&written), "{written} Events, at most {bound} by {replicas} replicas");
+        // Who really asks is still answered.
+        ns.apply_json(&json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": "real" }, "spec": { "action": "Allow" } }))
     });
 }

@@ -134,6 +134,67 @@ fn decisions_admissions_certificates_and_changes_are_told_and_no_secret_with_the
             }
             Ok(all)
         })?;
-        no_secret(&told)
+        no_secret(&told)?;
+        in_kubernetes_events(ns)
+    });
+}
+
+/// The same, as `kubectl get events` shows it.
+fn in_kubernetes_events(ns: &Namespace) -> Result<()> {
+    let wanted = [
+        ("CertificateIssued", "Pod", "/sa/front"),
+        ("Accepted", "AuthorizationPolicy", "generation 1"),
+        ("Removed", "AuthorizationPolicy", "no longer in force"),
+        ("AdmissionAllowed", "AuthorizationPolicy", "CREATE by "),
+        ("AdmissionDenied", "AuthorizationPolicy", "UPDATE by "),
+        ("Allowed", "AuthorizationPolicy", "/sa/front was allowed by rule front"),
+        ("Denied", "AuthorizationPolicy", "/sa/other was denied"),
+    ];
+    let found = eventually("Kubernetes Events tell of all of it", SOON * 2, || {
+        let all = ns.cluster.objects(&ns.name, "events", "")?;
+        for (reason, kind, text) in wanted {
+            let fits = |event: &&Value| {
+                event["reason"] == reason
+                    && event["involvedObject"]["kind"] == kind
+                    && event["message"].as_str().is_some_and(|message| message.contains(text))
+            };
+            all.iter().find(fits).with_context(|| format!("no {reason} of a {kind}: {all:?}"))?;
+        }
+        Ok(all)
+    })?;
+    no_secret(&found)
+}
+
+#[test]
+fn refusals_that_go_on_are_one_event_that_counts_them() {
+    scenario("audit-sums", Injection::Label, |ns| {
+        App::new("server").deploy(ns)?;
+        let front = Client::deploy(ns, "front")?;
+        ns.apply_json(&json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": "nobody" },
+            "spec": { "action": "Deny", "audit": true, "selector": { "matchLabels": { "app": "server" } },
+                "rules": [{ "from": [{ "identities": ["*/sa/front"] }] }] } }))?;
+        eventually("front is refused", SOON, || {
+            front.get("http://server/")?.expect_reason(403, Reason::PolicyDenied).map(drop)
+        })?;
+        for _ in 0..20 {
+            front.get("http://server/")?.expect_reason(403, Reason::PolicyDenied)?;
+        }
+        eventually("few Events count them", Duration::from_secs(60), || {
+            let mut all = ns.cluster.objects(&ns.name, "events", "")?;
+            all.retain(|event| event["reason"] == "Denied" && event["involvedObject"]["name"] == "nobody");
+            // One of each replica of the operator that the proxy was connected to.
+            ensure!((1..=2).contains(&all.len()), "{} Events: {all:?}", all.len());
+            let count = |event: &Value| event["series"]["count"].as_u64().unwrap_or(1);
+            let sum: u64 = all.iter().map(count).sum();
+            ensure!(sum >= 21, "{sum} of 21: {all:?}");
+            let uid =
+                ns.cluster.object(&ns.name, "authorizationpolicy", "nobody")?["metadata"]["uid"].clone();
+            ensure!(
+                all.iter().all(|event| event["involvedObject"]["uid"] == uid),
+                "describe does not show them"
+            );
+            Ok(())
+        })
     });
 }

@@ -10,9 +10,6 @@ use super::Key;
 use super::policy::{Spec, Tracked};
 use super::space::{Space, Verdict};
 
-/// API version of Weft's own resources.
-pub const API_VERSION: &str = "weft.dev/v1alpha1";
-
 /// A resource of whatever kind.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -64,7 +61,6 @@ fn views<'a, S: Spec>(
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::*;
     use crate::index::testing::{
         authentication, authorization, index_of, mesh_service, policy, requests, trust_domain,
     };
@@ -85,7 +81,7 @@ mod tests {
         let mut kinds = BTreeSet::new();
         for view in space.resources() {
             let api = (view.api)();
-            assert_eq!((&*api.api_version, &*api.kind), (API_VERSION, view.kind));
+            assert_eq!((&*api.api_version, &*api.kind), (weft_crds::API_VERSION, view.kind));
             assert!(view.verdict.is_some(), "{}", view.kind);
             assert!(kinds.insert(view.kind), "{} is there twice", view.kind);
         }

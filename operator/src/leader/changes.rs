@@ -23,6 +23,7 @@ pub struct Changes {
 #[derive(Debug)]
 struct Told {
     seen: Seen,
+    uid: String,
     /// The last look at which it was there.
     look: u64,
 }
@@ -40,7 +41,7 @@ impl Changes {
             told.retain(|key, last| {
                 let stays = last.look == self.looks;
                 if !stays {
-                    events.push(event(kind, key, last.seen.0, Outcome::Removed, ""));
+                    events.push(event(kind, key, &last.uid, last.seen.0, Outcome::Removed, ""));
                 }
                 stays
             });
@@ -60,10 +61,10 @@ impl Changes {
         if before == Some(seen) {
             return None;
         }
-        told.insert(view.key.clone(), Told { seen, look });
+        told.insert(view.key.clone(), Told { seen, uid: view.uid.to_owned(), look });
         let outcome = if word.is_empty() { Outcome::Accepted } else { Outcome::Refused };
         let news = before.is_some() || look > 1 || !says(view.status, seen);
-        news.then(|| event(view.kind, view.key, seen.0, outcome, word))
+        news.then(|| event(view.kind, view.key, view.uid, seen.0, outcome, word))
     }
 }
 
@@ -83,7 +84,7 @@ fn says(status: &Value, (generation, word): Seen) -> bool {
         && accepted.is_some_and(|condition| (condition["status"] == "True") == word.is_empty())
 }
 
-fn event(kind: &str, key: &Key, generation: i64, outcome: Outcome, reason: &'static str) -> Event {
+fn event(kind: &str, key: &Key, uid: &str, generation: i64, outcome: Outcome, reason: &'static str) -> Event {
     let mut event = Event::now(Kind::Configuration, outcome);
     event.reason = reason;
     event.what = What {
@@ -91,6 +92,7 @@ fn event(kind: &str, key: &Key, generation: i64, outcome: Outcome, reason: &'sta
         namespace: key.namespace.clone(),
         name: key.name.clone(),
         generation: Some(generation),
+        object_uid: uid.to_owned(),
         ..What::default()
     };
     event

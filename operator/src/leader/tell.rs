@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use weft_crds::MeshServiceSpec;
+use weft_crds::{API_VERSION, MeshServiceSpec};
 
 use super::Leader;
 use super::ejections::{self, EjectedBy, Happened, Quota};
 use super::events::{About, Events};
 use crate::index::policy::Spec;
-use crate::index::resources::API_VERSION;
 use crate::index::space::{Refusal, Space};
 use crate::index::{Index, Key};
 

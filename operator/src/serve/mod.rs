@@ -2,6 +2,7 @@
 //! it serves; a client's certificate is optional here and demanded by the services that need one.
 
 mod accept;
+mod decisions;
 pub mod fleet;
 pub mod limits;
 mod pace;
@@ -68,6 +69,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// What auditors are told.
     pub audit: Audit,
+    /// Kubernetes Events of that.
+    pub events: weft_events::Sink,
     /// Weft's own namespace.
     pub namespace: String,
     /// Ends all streams.

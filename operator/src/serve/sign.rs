@@ -186,6 +186,7 @@ fn issuance(result: Result<&str, Refused>, pod: Option<&BoundPod>, client: Optio
     event.who.pod = pod.map(|pod| pod.key.to_string()).unwrap_or_default();
     event.who.address = client;
     event.what.kind = "certificate".into();
+    event.what.object_uid = pod.map(|pod| pod.uid.clone()).unwrap_or_default();
     event
 }
 

@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use weft_api::v1::{FromProxy, Hello, from_proxy::Message};
+use weft_api::v1::{Decisions, FromProxy, Hello, from_proxy::Message};
 
 use super::Shared;
+use super::decisions;
 use super::fleet::Member;
 use super::limits::Seat;
 use super::peer::{Peer, peer};
@@ -29,6 +30,8 @@ const POD_POLL: Duration = Duration::from_millis(20);
 const COALESCE: Duration = Duration::from_millis(3);
 /// A proxy that does not read is cut off; it comes back and gets everything anew.
 const SEND: Duration = Duration::from_secs(30);
+/// A proxy reports decisions every ten seconds; what comes sooner is only counted.
+const DECISIONS: Duration = Duration::from_secs(5);
 /// Messages on their way to one proxy.
 const QUEUE: usize = 4;
 
@@ -93,6 +96,7 @@ async fn serve(
         seat: shared.limits.enter(number, pod.clone()),
         session: Session::new(pod.clone()),
         mailbox: Arc::new(Mailbox::default()),
+        decided: None,
         shared: Arc::clone(shared),
         number,
     };
@@ -150,6 +154,8 @@ struct Subscriber {
     seat: Seat,
     session: Session,
     mailbox: Arc<Mailbox>,
+    /// When it reported decisions last.
+    decided: Option<Instant>,
 }
 
 impl Subscriber {
@@ -236,6 +242,10 @@ impl Subscriber {
                 self.member.checked(checked.unhealthy);
                 Ok(())
             }
+            Message::Decisions(report) => {
+                self.decisions(&report);
+                Ok(())
+            }
             Message::KeysMissed(missed) => {
                 for source in missed.key_sources.into_iter().take(MAX_SETS) {
                     if self.session.takes_keys_of(&source) {
@@ -245,6 +255,20 @@ impl Subscriber {
                 Ok(())
             }
         }
+    }
+
+    fn decisions(&mut self, report: &Decisions) {
+        let (shared, now) = (&self.shared, Instant::now());
+        let all = report.decisions.iter().map(|sum| sum.times);
+        if self.decided.is_some_and(|last| now < last + DECISIONS) {
+            shared.events.lose(all.fold(report.left_out, u64::saturating_add));
+            return;
+        }
+        self.decided = Some(now);
+        let (notes, lost) =
+            shared.store.view(|view| decisions::notes(view.index, self.session.pod(), report));
+        notes.into_iter().for_each(|(note, times)| shared.events.tell(note, times));
+        shared.events.lose(lost);
     }
 
     /// Looks at what changed, and sends what is other than before.

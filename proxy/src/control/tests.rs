@@ -30,6 +30,7 @@ impl Control {
             store: Arc::clone(&self.store),
             status: Arc::clone(&self.status),
             names: Names::default(),
+            decisions: Arc::clone(&self.decisions),
         }
     }
 }
@@ -48,6 +49,7 @@ async fn start_through(operator: &Operator, port: u16) -> Proxy {
         store: Arc::new(SnapshotStore::new()),
         status: Arc::new(Status::new(Arc::new(crate::metrics::Metrics::new()))),
         names: Names::default(),
+        decisions: Arc::default(),
     };
     identity::sign(&control.settings, &control.tls).await.unwrap();
     let task = tokio::spawn(control.share().run());
@@ -309,6 +311,46 @@ async fn ejections_are_reported_when_they_change_at_most_once_a_second() {
     session.send(back(&[], &["10.1.0.2:8080", "10.1.0.3:8080"])).await;
     match session.next().await {
         Message::Ejections(report) => assert_eq!(report.ejected.len(), 1),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_policies_for_auditors_decided_is_reported_in_sums_also_to_the_next_operator() {
+    let mut operator = Operator::start();
+    let proxy = start(&operator).await;
+    let mut session = opened(&mut operator).await;
+    let decided = |times: u64| {
+        for _ in 0..times {
+            proxy
+                .control
+                .decisions
+                .hear(&crate::decisions::tests::denied("spiffe://cluster.local/ns/a/sa/b"));
+        }
+    };
+    let mut told = 0;
+    decided(5);
+    while told < 5 {
+        match session.next().await {
+            Message::Decisions(report) => {
+                assert_eq!((report.decisions.len(), report.left_out), (1, 0));
+                let sum = &report.decisions[0];
+                assert_eq!(
+                    (&*sum.policy, &*sum.rule, &*sum.action, sum.denied),
+                    ("shop/p", "0", "deny", true)
+                );
+                assert_eq!(sum.caller, "spiffe://cluster.local/ns/a/sa/b");
+                told += sum.times;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    decided(7);
+    assert!(session.is_silent().await, "reports come seldom");
+    let mut operator = Operator::restart(operator.kill());
+    let mut session = opened(&mut operator).await;
+    match session.next().await {
+        Message::Decisions(report) => assert_eq!(report.decisions[0].times, 7),
         other => panic!("{other:?}"),
     }
 }

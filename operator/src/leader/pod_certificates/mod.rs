@@ -198,6 +198,7 @@ impl Signer {
             namespace: key.namespace,
             name: key.name,
             operation: "PodCertificateRequest".into(),
+            object_uid: request.spec.pod_uid.clone(),
             ..What::default()
         };
         self.shared.audit.event(event);

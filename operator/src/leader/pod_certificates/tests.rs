@@ -72,6 +72,7 @@ fn signer(pod: Result<Option<Value>, ()>) -> (Signer, Writes, Sink) {
         serving: Arc::new(serving),
         metrics,
         audit: Audit::to(Component::Operator, told.clone(), || {}),
+        events: weft_events::Sink::off(),
         namespace: OWN.into(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),

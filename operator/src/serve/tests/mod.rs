@@ -34,7 +34,7 @@ use crate::ca::serving::Serving;
 use crate::ca::{Authority, Root};
 use crate::index::testing::{OWN, Object, index};
 use crate::index::{Change, Key};
-use crate::metrics::Metrics;
+use crate::metrics::{InEvents, Metrics};
 use crate::store::Store;
 
 /// Knows these tokens, and these pods.
@@ -54,6 +54,28 @@ impl Reviewer for Answers {
     }
 }
 
+/// Events that are written are kept here.
+fn takes_events(metrics: &Metrics) -> (Arc<Mutex<Vec<serde_json::Value>>>, weft_events::Sink) {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&events);
+    let take = move |request: http::Request<kube::client::Body>| {
+        let into = Arc::clone(&into);
+        async move {
+            let body = request.into_body().collect_bytes().await?;
+            into.lock().unwrap().push(serde_json::from_slice(&body)?);
+            let answer = kube::client::Body::from(br#"{"metadata":{"name":"e"},"eventTime":null}"#.to_vec());
+            Ok::<_, tower::BoxError>(http::Response::new(answer))
+        }
+    };
+    let counted = metrics.audit_kubernetes_events.clone();
+    let (sink, writer) = weft_events::Sink::new(move |fate, times| {
+        counted.get_or_create(&InEvents::new(fate)).inc_by(times);
+    });
+    let reporter = weft_events::write::Reporter { controller: "weft.dev/x", name: "x", instance: "x".into() };
+    tokio::spawn(writer.run(kube::Client::new(tower::service_fn(take), "default"), reporter));
+    (events, sink)
+}
+
 /// A running server.
 pub(crate) struct Operator {
     pub(crate) shared: Arc<Shared>,
@@ -61,6 +83,8 @@ pub(crate) struct Operator {
     at: SocketAddr,
     /// What auditors were told.
     told: Sink,
+    /// The Events that were written of what auditors are told.
+    events: Arc<Mutex<Vec<serde_json::Value>>>,
     /// What Events would be written of.
     refused: tokio::sync::mpsc::Receiver<Refusal>,
 }
@@ -79,6 +103,7 @@ impl Operator {
         let serving = Serving::new(Arc::clone(&authority), domain, OWN).unwrap();
         let told = Sink::default();
         let (refusals, refused) = Refusals::new();
+        let (events, sink) = takes_events(&metrics);
         let shared = Arc::new(Shared {
             store: Arc::new(Store::new(index(), Arc::clone(&metrics))),
             fleet: Arc::new(Fleet::default()),
@@ -89,6 +114,7 @@ impl Operator {
             serving: Arc::new(serving),
             metrics,
             audit: Audit::to(Component::Operator, told.clone(), || {}),
+            events: sink,
             namespace: OWN.into(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -97,7 +123,7 @@ impl Operator {
         let at = listener.local_addr().unwrap();
         let answers = Arc::new(Answers::default());
         tokio::spawn(run(Arc::clone(&shared), Arc::clone(&answers), listener));
-        let operator = Self { shared, answers, at, told, refused };
+        let operator = Self { shared, answers, at, told, events, refused };
         for object in objects {
             operator.apply(object);
         }

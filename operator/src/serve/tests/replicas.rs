@@ -26,6 +26,7 @@ pub(super) fn settings(grpc_port: u16) -> Settings {
         pod_ip: Some("127.0.0.1".parse().unwrap()),
         trust_domain: "cluster.local".parse().unwrap(),
         audit: true,
+        audit_events: true,
         outbound_policy: OutboundPolicy::AllowAny,
         leaf_lifetime: std::time::Duration::from_secs(3600),
         root_lifetime: std::time::Duration::from_secs(86_400),

@@ -12,13 +12,15 @@ use weft_api::v1::config_client::ConfigClient;
 use weft_api::v1::from_proxy::Message;
 use weft_api::v1::peers_client::PeersClient;
 use weft_api::v1::{
-    Ack, AppliedRequest, Checked, CheckedEndpoint, ChecksRequest, Ejection, Ejections, FromProxy, Hello,
-    KeysMissed, MtlsMode, Rejection, Subscribe, ToProxy, address::Target,
+    Ack, AppliedRequest, Checked, CheckedEndpoint, ChecksRequest, Decision, Decisions, Ejection, Ejections,
+    FromProxy, Hello, KeysMissed, MtlsMode, Rejection, Subscribe, ToProxy, address::Target,
 };
+use weft_events::Fate;
 
 use super::{Operator, certificate_of, connect};
 use crate::ca::{Authority, Root};
 use crate::index::testing::*;
+use crate::metrics::InEvents;
 
 const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/front";
 const QUIET: Duration = Duration::from_millis(150);
@@ -233,6 +235,45 @@ async fn acknowledgements_and_rejections_are_counted_by_resource_and_generation(
     drop(proxy);
     until(|| operator.shared.fleet.sum().proxies == 0).await;
     assert_eq!(operator.shared.fleet.sum().rows, []);
+}
+
+#[tokio::test]
+async fn decisions_that_a_proxy_reports_are_events_of_the_policies_that_govern_it_and_seldom() {
+    let operator = Operator::start(shop()).await;
+    operator.apply(authorization(
+        "shop/no",
+        1,
+        json!({ "action": "Deny", "audit": true, "rules": [{ "from": [{ "namespaces": ["shop"] }] }] }),
+    ));
+    let mut proxy = front(&operator).await;
+    proxy.next().await.unwrap();
+    let decision = |policy: &str, times| Decision {
+        policy: policy.into(),
+        rule: "0".into(),
+        action: "deny".into(),
+        denied: true,
+        caller: "spiffe://cluster.local/ns/shop/sa/back".into(),
+        times,
+    };
+    let report = |times| Decisions {
+        decisions: vec![decision("shop/no", times), decision("bank/no", 3)],
+        left_out: 2,
+    };
+    let count =
+        |fate| operator.shared.metrics.audit_kubernetes_events.get_or_create(&InEvents::new(fate)).get();
+    proxy.say(Message::Decisions(report(12))).await;
+    until(|| count(Fate::Written) == 12 && count(Fate::Dropped) == 5).await;
+    proxy.say(Message::Decisions(report(1))).await;
+    until(|| count(Fate::Dropped) == 11).await;
+    let events = operator.events.lock().unwrap().clone();
+    let [event] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(
+        (&event["regarding"]["kind"], &event["regarding"]["name"]),
+        (&json!("AuthorizationPolicy"), &json!("no"))
+    );
+    assert_eq!((&event["reason"], &event["series"]["count"]), (&json!("Denied"), &json!(12)));
+    let text = "a request of spiffe://cluster.local/ns/shop/sa/back was denied: by rule 0";
+    assert_eq!(event["note"], text);
 }
 
 pub(super) async fn until(mut holds: impl FnMut() -> bool) {
