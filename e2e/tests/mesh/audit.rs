@@ -111,6 +111,17 @@ fn decisions_admissions_certificates_and_changes_are_told_and_no_secret_with_the
         })?;
         no_secret(&admissions)?;
 
+        in_kubernetes_events(
+            ns,
+            &[
+                ("CertificateIssued", "Pod", "/sa/front"),
+                ("Accepted", "AuthorizationPolicy", "generation 1"),
+                ("AdmissionAllowed", "AuthorizationPolicy", "CREATE by "),
+                ("AdmissionDenied", "AuthorizationPolicy", "UPDATE by "),
+                ("Allowed", "AuthorizationPolicy", "/sa/front was allowed by rule front"),
+                ("Denied", "AuthorizationPolicy", "/sa/other was denied"),
+            ],
+        )?;
         ns.delete("authorizationpolicy", "server")?;
         let told = eventually("the operator tells of certificates and changes", SOON, || {
             let all = told_by(ns, "operator")?;
@@ -135,27 +146,18 @@ fn decisions_admissions_certificates_and_changes_are_told_and_no_secret_with_the
             Ok(all)
         })?;
         no_secret(&told)?;
-        in_kubernetes_events(ns)
+        in_kubernetes_events(ns, &[("Removed", "AuthorizationPolicy", "no longer in force")])
     });
 }
 
-/// The same, as `kubectl get events` shows it.
-fn in_kubernetes_events(ns: &Namespace) -> Result<()> {
-    let wanted = [
-        ("CertificateIssued", "Pod", "/sa/front"),
-        ("Accepted", "AuthorizationPolicy", "generation 1"),
-        ("Removed", "AuthorizationPolicy", "no longer in force"),
-        ("AdmissionAllowed", "AuthorizationPolicy", "CREATE by "),
-        ("AdmissionDenied", "AuthorizationPolicy", "UPDATE by "),
-        ("Allowed", "AuthorizationPolicy", "/sa/front was allowed by rule front"),
-        ("Denied", "AuthorizationPolicy", "/sa/other was denied"),
-    ];
+/// The same, as `kubectl get events` shows it: of each a reason, the kind of the object, and a part of the text.
+fn in_kubernetes_events(ns: &Namespace, wanted: &[(&str, &str, &str)]) -> Result<()> {
     let found = eventually("Kubernetes Events tell of all of it", SOON * 2, || {
         let all = ns.cluster.objects(&ns.name, "events", "")?;
         for (reason, kind, text) in wanted {
             let fits = |event: &&Value| {
-                event["reason"] == reason
-                    && event["involvedObject"]["kind"] == kind
+                event["reason"] == *reason
+                    && event["involvedObject"]["kind"] == *kind
                     && event["message"].as_str().is_some_and(|message| message.contains(text))
             };
             all.iter().find(fits).with_context(|| format!("no {reason} of a {kind}: {all:?}"))?;

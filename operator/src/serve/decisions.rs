@@ -44,10 +44,10 @@ fn note(index: &Index, pod: &Pod, decision: &Decision) -> Option<Note> {
     let (reason, text) = match (decision.action.as_str(), decision.denied) {
         ("audit", denied) => {
             let became = if denied { "denied" } else { "allowed" };
-            ("Audited", format!("a request of {caller} was noted {by}, and {became}"))
+            ("Audited", format!("{caller} was noted {by}, and {became}"))
         }
-        ("allow" | "deny", true) => ("Denied", format!("a request of {caller} was denied: {by}")),
-        ("allow", false) => ("Allowed", format!("a request of {caller} was allowed {by}")),
+        ("allow" | "deny", true) => ("Denied", format!("{caller} was denied: {by}")),
+        ("allow", false) => ("Allowed", format!("{caller} was allowed {by}")),
         _ => return None,
     };
     let regarding = Regarding {
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_decision_is_told_of_its_policy_with_caller_and_rule() {
         let front = "spiffe://cluster.local/ns/shop/sa/front";
-        let denied = |by: &str| format!("a request of {front} was denied: {by}");
+        let denied = |by: &str| format!("{front} was denied: {by}");
         let of = |policy: &str, reason, text: String| Some((policy.to_owned(), reason, text, 12));
         assert_eq!(told(decision("shop/no", "admins")), of("no", "Denied", denied("by rule admins")));
         assert_eq!(told(decision("shop/no", "1")), of("no", "Denied", denied("by rule 1")));
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(told(several), of("no", "Denied", none));
         let audit =
             Decision { action: "audit".into(), denied: false, ..decision("weft-system/all", "admins") };
-        let text = format!("a request of {front} was noted by rule admins, and allowed");
+        let text = format!("{front} was noted by rule admins, and allowed");
         assert_eq!(told(audit), of("all", "Audited", text));
         let nobody = Decision { caller: String::new(), ..decision("shop/no", "1") };
         assert!(told(nobody).unwrap().2.contains("a caller without identity"));

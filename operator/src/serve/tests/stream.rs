@@ -272,7 +272,7 @@ async fn decisions_that_a_proxy_reports_are_events_of_the_policies_that_govern_i
         (&json!("AuthorizationPolicy"), &json!("no"))
     );
     assert_eq!((&event["reason"], &event["series"]["count"]), (&json!("Denied"), &json!(12)));
-    let text = "a request of spiffe://cluster.local/ns/shop/sa/back was denied: by rule 0";
+    let text = "spiffe://cluster.local/ns/shop/sa/back was denied: by rule 0";
     assert_eq!(event["note"], text);
 }
 
