@@ -58,6 +58,15 @@ impl Note {
     }
 }
 
+/// Whether a namespace may have that name (RFC 1123, as the API server wants it).
+fn is_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
 /// What becomes of what is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -99,9 +108,11 @@ impl Sink {
     /// Has it written that this was so `times` times until now. Never waits.
     pub fn tell(&self, note: Note, times: u64) {
         let Some((sender, count)) = &self.0 else { return };
-        match sender.try_reserve() {
-            Ok(place) => place.send(Heard { note: note.bounded(), times, at: SystemTime::now() }),
-            Err(_) => count(Fate::Dropped, times),
+        // It becomes a part of the path that is asked for, and who made it up may have meant another path.
+        let place = sender.try_reserve().ok().filter(|_| is_label(&note.regarding.namespace));
+        match place {
+            Some(place) => place.send(Heard { note: note.bounded(), times, at: SystemTime::now() }),
+            None => count(Fate::Dropped, times),
         }
     }
 

@@ -59,8 +59,15 @@ async fn an_event_is_written_at_once_and_counts_what_comes_after_it() {
     let writing = tokio::spawn(writer.run(api_server(Arc::clone(&seen)), reporter));
     sink.tell(note("shop", &format!("one\nline {}", "ä".repeat(2000))), 1);
     sink.tell(note("gone", "nowhere"), 4);
+    // No part of a path that is of another kind, and nothing that the others would wait for.
+    for made_up in
+        ["", "shop/events?", "../../../api/v1/namespaces/shop", "a b", "Shop", "-", &"a".repeat(64)]
+    {
+        sink.tell(note(made_up, "x"), 1);
+    }
     tokio::time::sleep(LOOK * 3).await;
     let first = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(first.len(), 2, "{first:?}");
     let (method, path, event) = first.iter().find(|(_, path, _)| path.contains("/shop/")).unwrap();
     assert_eq!((method, &**path), (&http::Method::POST, "/apis/events.k8s.io/v1/namespaces/shop/events"));
     assert_eq!(
@@ -75,7 +82,7 @@ async fn an_event_is_written_at_once_and_counts_what_comes_after_it() {
     let text = event["note"].as_str().unwrap();
     assert!(text.starts_with("one line ") && (990..=1000).contains(&text.len()), "{}", text.len());
     assert!(event["eventTime"].as_str().is_some_and(|time| time.ends_with('Z')), "{event}");
-    assert_eq!(*counted.lock().unwrap(), (1, 4), "there is no namespace of that name");
+    assert_eq!(*counted.lock().unwrap(), (1, 4 + 7), "there are no such namespaces");
     drop(sink);
     writing.await.unwrap();
 }
