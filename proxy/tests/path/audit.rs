@@ -83,6 +83,25 @@ async fn each_decision_of_a_policy_for_auditors_is_told_and_nothing_secret_with_
     let all = events(&mesh.back);
     assert_eq!(all.len(), 4, "one for each decision: {all:#?}");
     assert!(!serde_json::to_string(&all).unwrap().contains(PLANTED), "a secret is told: {all:#?}");
+
+    // The operator hears sums of them, of all that have a policy, and no more than whom which rule let in or did not.
+    let report = mesh.back.decisions.take().unwrap();
+    assert_eq!(report.left_out, 0);
+    let front = identity("front").to_string();
+    let mut sums: Vec<_> = report
+        .decisions
+        .iter()
+        .map(|sum| {
+            assert_eq!((&sum.caller, sum.times), (&front, 1));
+            (&*sum.policy, &*sum.rule, &*sum.action, sum.denied)
+        })
+        .collect();
+    sums.sort_unstable();
+    let none = ("shop/public", "", "allow", true);
+    assert_eq!(sums, [("shop/no", "0", "deny", true), none, ("shop/public", "0", "allow", false)]);
+    for private in [PLANTED, "elsewhere", "127.0.0.1"] {
+        assert!(!format!("{report:?}").contains(private), "{private} is reported: {report:?}");
+    }
 }
 
 #[tokio::test]

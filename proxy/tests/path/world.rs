@@ -16,6 +16,7 @@ use weft_api::lines::sink::Sink;
 use weft_api::{Identity, v1};
 use weft_proxy::access_log::AccessLog;
 use weft_proxy::checks::Checker;
+use weft_proxy::decisions::Decisions;
 use weft_proxy::listener::{self, Listen};
 use weft_proxy::metrics::Metrics;
 use weft_proxy::original_dst::OriginalDst;
@@ -93,6 +94,8 @@ pub struct Node {
     pub drain: CancellationToken,
     pub exit: CancellationToken,
     pub log: Log,
+    /// What the operator would be told of policies for auditors.
+    pub decisions: Arc<Decisions>,
     tls: Arc<Tls>,
     to: Arc<Mutex<[SocketAddr; 2]>>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
@@ -159,13 +162,17 @@ impl Node {
         let traces = told.map_or_else(Traces::off, |(collector, sampling)| {
             traces(account, collector, sampling, &store, &metrics)
         });
+        let (audit, decisions) =
+            (Audit::to(Component::Proxy, log.0.clone(), || {}), Arc::new(Decisions::default()));
+        let heard = Arc::clone(&decisions);
+        audit.also(move |event| heard.hear(event));
         let proxy = Arc::new(Proxy {
             store: Arc::clone(&store),
             tls: Arc::clone(&tls),
             metrics: Arc::clone(&metrics),
             access_log: AccessLog::to(log.0.clone(), Arc::clone(&metrics)).unwrap(),
             traces,
-            audit: Audit::to(Component::Proxy, log.0.clone(), || {}),
+            audit,
             identity: Arc::new(identity(account)),
             pod_ips,
             max_connections: MAX_CONNECTIONS,
@@ -205,6 +212,7 @@ impl Node {
             drain,
             exit,
             log,
+            decisions,
             tls,
             to,
             thread: Some(thread),
