@@ -29,12 +29,17 @@ fn a_stranger_at_the_webhook_changes_nothing_and_is_counted_and_told_of() {
             ("/mutate/pods", b"no review".to_vec(), "400"),
             ("/validate", b"{}".to_vec(), "400"),
             ("/validate", vec![b'['; 100_000], "400"),
-            ("/metrics", b"{}".to_vec(), "404"),
         ] {
             let (status, said) = ask(&attacker, path, &body)?;
             ensure!(status == expected, "{path}: {status} {said}");
         }
         ensure!(count(&["outcome=\"Malformed\""])? >= malformed + 3, "they are not counted");
+        // Nothing else is there. Without a body: curl may take the answer that does not wait for one for a broken stream.
+        let said = attacker.run(&format!(
+            "curl -s -k -m 10 -o /dev/null -w '%{{http_code}}' https://weft-webhook.{}.svc/metrics",
+            chart::NAMESPACE
+        ))?;
+        ensure!(said == "404", "/metrics: {said}");
 
         // A review as the API server sends them, with a name to find it by.
         let policy = json!({ "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
