@@ -149,12 +149,12 @@ bench: ## Weft beside Envoy, nginx, haproxy and no proxy, ~25 min; less by SCENA
 	$(STATIC)/weft-bench --proxy $(STATIC)/weft-proxy --envoy $(CACHE)/envoy/bin/envoy $(BENCH_OPTIONS)
 
 # Its own target directory: with symbols every dependency is compiled anew, once. The code is that of the release.
-profile: ## Where Weft's time goes under SCENARIO=a (HOPS=2), as a flame graph; the first time compiles everything
+profile: ## Where Weft's time goes under SCENARIO=a (HOPS=2 CLIENTS=64), as a flame graph; the first time compiles everything
 	@bash $(CLUSTER_DIR)/install-deps.sh bench
 	CARGO_TARGET_DIR=$(CACHE)/target-profile CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
 		RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-proxy --bin weft-bench
 	built=$(CACHE)/target-profile/$(TARGET)/release; $$built/weft-bench --profile --proxy $$built/weft-proxy \
-		$(BENCH_OPTIONS) $(if $(SCENARIO),,--scenario a) $(if $(SECONDS_EACH),,--seconds-each 10)
+		$(BENCH_OPTIONS) $(if $(SCENARIO),,--scenario a) $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS_EACH),,--seconds-each 10)
 
 soak: build-static ## Ten minutes of churn on two proxies (SECONDS_EACH=n); they must hold afterwards what they held before
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) --workspace --bin weft-soak

@@ -55,6 +55,9 @@ struct Options {
     /// Show where Weft's time goes instead, as a flame graph of each scenario; with a proxy that has symbols.
     #[arg(long)]
     profile: bool,
+    /// Clients at the same time of a profile; as many as the scenario begins with if not given.
+    #[arg(long, requires = "profile")]
+    clients: Option<usize>,
     /// Where results and pictures are written.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -99,7 +102,10 @@ async fn run(options: &Options, scenarios: &[Scenario]) -> Result<()> {
             for hops in
                 options.hops.iter().map(|&hops| hops.into()).filter(|hops| scenario.hops.contains(hops))
             {
-                println!("{}", profile::profile(&bench, scenario, hops, &options.out).await?);
+                println!(
+                    "{}",
+                    profile::profile(&bench, scenario, hops, options.clients, &options.out).await?
+                );
             }
         }
         return Ok(fs::remove_dir_all(&work)?);

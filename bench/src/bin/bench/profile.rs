@@ -24,9 +24,16 @@ const STACKS: &str = "dwarf,16384";
 const LINES: usize = 25;
 
 /// Writes `profile-<scenario>-<hops>.svg` and `.stacks`, and returns what to print.
-pub async fn profile(bench: &Bench<'_>, scenario: &Scenario, hops: usize, out: &Path) -> Result<String> {
-    let clients =
-        *scenario.clients.first().with_context(|| format!("{} has no load to profile", scenario.key))?;
+pub async fn profile(
+    bench: &Bench<'_>,
+    scenario: &Scenario,
+    hops: usize,
+    clients: Option<usize>,
+    out: &Path,
+) -> Result<String> {
+    let fewest =
+        scenario.clients.first().with_context(|| format!("{} has no load to profile", scenario.key))?;
+    let clients = clients.unwrap_or(*fewest);
     let (chain, target, _origin) = started(bench, scenario, hops, Subject::Weft).await?;
     let ids: Vec<String> = chain.processes.iter().map(|process| process.id().to_string()).collect();
     let ids = ids.join(",");

@@ -1,5 +1,5 @@
-//! The body of a message as it comes on a stream. What was taken makes room for more at once: whoever does not read keeps its
-//! window shut. It only passes on.
+//! The body of a message as it comes on a stream. What was taken makes room for more: whoever does not read keeps its window
+//! shut. It only passes on.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,7 +10,11 @@ use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::STREAM_WINDOW;
 use super::upstream::Upload;
+
+/// So many bytes are taken before they make room for more. h2 tells the peer of room by halves of the window.
+const RELEASED_AT_ONCE: usize = STREAM_WINDOW as usize / 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,7 +22,10 @@ pub struct Received {
     stream: RecvStream,
     // As announced, and not taken yet.
     left: Option<u64>,
+    // Bytes that were taken and have not made room yet. They do when the stream is over, whoever drops it.
+    taken: usize,
     data_ended: bool,
+    over: bool,
     // The rest of the request that this is the response to.
     upload: Option<Upload>,
 }
@@ -27,8 +34,14 @@ impl Received {
     /// What follows a head with these headers. `upload`: what of the request is still being sent; when nobody wants the
     /// response any more, that ends too.
     pub(super) fn new(stream: RecvStream, headers: &HeaderMap, upload: Option<Upload>) -> Self {
-        let left = if stream.is_end_stream() { Some(0) } else { announced(headers) };
-        Self { stream, left, data_ended: false, upload }
+        let over = stream.is_end_stream();
+        let left = if over { Some(0) } else { announced(headers) };
+        Self { stream, left, taken: 0, data_ended: false, over, upload }
+    }
+
+    fn make_room(&mut self) {
+        // Fails only when the stream is over, and has no window.
+        let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.taken));
     }
 }
 
@@ -54,8 +67,10 @@ impl Body for Received {
         if !this.data_ended {
             match ready!(this.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Fails only when the stream is over, and has no window.
-                    let _ = this.stream.flow_control().release_capacity(data.len());
+                    this.taken += data.len();
+                    if this.taken >= RELEASED_AT_ONCE {
+                        this.make_room();
+                    }
                     if let Some(left) = &mut this.left {
                         *left = left.saturating_sub(data.len() as u64);
                     }
@@ -63,18 +78,25 @@ impl Body for Received {
                 }
                 Some(Err(e)) if is_enough(&e) => return Poll::Ready(None),
                 Some(Err(e)) => return Poll::Ready(Some(Err(e))),
-                None => this.data_ended = true,
+                None => {
+                    this.data_ended = true;
+                    this.make_room();
+                }
             }
         }
-        match ready!(this.stream.poll_trailers(cx)) {
+        let trailers = ready!(this.stream.poll_trailers(cx));
+        this.over = true;
+        match trailers {
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
             Err(e) if is_enough(&e) => Poll::Ready(None),
             Err(e) => Poll::Ready(Some(Err(e))),
         }
     }
 
+    /// As far as is known without asking h2, which takes its lock: of a stream without an announced length only the next poll
+    /// knows.
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.over || self.left == Some(0) && self.stream.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

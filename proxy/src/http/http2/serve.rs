@@ -7,7 +7,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use h2::server::{Builder, SendResponse};
@@ -17,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use weft_api::Reason;
 
 use super::body::Received;
-use super::pipe::{self, Pipe};
+use super::pipe::{self, Piece, Pipe};
 use super::turn::{PASSES, Turn};
 use super::{CONNECTION_WINDOW, MAX_ERRORS, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::Error;
@@ -60,7 +59,7 @@ where
         .max_header_list_size(MAX_HEAD)
         .max_send_buffer_size(SEND_BUFFER)
         .max_local_error_reset_streams(Some(MAX_ERRORS))
-        .handshake::<_, Bytes>(io)
+        .handshake::<_, Piece>(io)
         .await?;
     let mut streams = FuturesUnordered::new();
     let mut draining = pin!(draining);
@@ -106,7 +105,7 @@ where
 }
 
 /// One request, until its response has been handed over for sending, or the client does not want it any more.
-async fn answer<F>(mut handling: Pin<Box<F>>, mut respond: SendResponse<Bytes>)
+async fn answer<F>(mut handling: Pin<Box<F>>, mut respond: SendResponse<Piece>)
 where
     F: Future<Output = Response<Served>>,
 {

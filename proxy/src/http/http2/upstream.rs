@@ -6,7 +6,6 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use http::{Method, Request, Response};
 use hyper::body::Body;
@@ -14,7 +13,7 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::alive::{Alive, Heard};
 use super::body::Received;
-use super::pipe::{self, Pipe};
+use super::pipe::{self, Piece, Pipe};
 use super::{CONNECTION_WINDOW, MAX_ERRORS, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
 use crate::connect::Counted;
 use crate::http::body::Outgoing;
@@ -23,7 +22,7 @@ use crate::http::incoming::Incoming;
 
 /// See the module. Closed when it is dropped and the last stream has ended.
 pub(crate) struct Connection {
-    sender: SendRequest<Bytes>,
+    sender: SendRequest<Piece>,
     closed: Rc<Cell<bool>>,
     /// Requests under way.
     pub(crate) streams: Rc<Cell<u32>>,
@@ -68,7 +67,7 @@ impl Connection {
             .max_send_buffer_size(SEND_BUFFER)
             .max_local_error_reset_streams(Some(MAX_ERRORS))
             .enable_push(false)
-            .handshake::<_, Bytes>(Heard::new(io, Rc::clone(&heard)))
+            .handshake::<_, Piece>(Heard::new(io, Rc::clone(&heard)))
             .await?;
         let (closed, streams) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
         let mut alive = connection.ping_pong().map(|pings| Alive::new(pings, Rc::clone(&streams), heard));
