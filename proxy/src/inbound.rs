@@ -3,8 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +32,7 @@ use crate::silence::{self, Spoke};
 use crate::snapshot::{MtlsMode, Protocol, Snapshot};
 use crate::tcp::{self, End, Opaque};
 use crate::tls::{Abroad, Ahead, Alpn, peer_identity};
-use crate::worker::Worker;
+use crate::worker::{Rest, Worker};
 
 /// A client that has not spoken by then may be waiting for the application to speak first. Longer than for outgoing
 /// connections: if it is a proxy after all, whose ClientHello is late, it must not get the application's plain words.
@@ -50,9 +49,6 @@ const CONFIGURED: Duration = Duration::from_secs(2);
 /// Why a connection to a port with rate limits is refused.
 const ONLY_HTTP: &str =
     "this port has a rate limit, and the client does not speak HTTP that could be counted";
-
-/// What is left to do once it is known what a connection is.
-type Rest<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(
@@ -94,13 +90,14 @@ async fn begin<'a>(
     let connection = Connection { worker, peer, original, snapshot, mode, protocol, accepted };
 
     let mut head = BytesMut::new();
-    let spoke = if mode == MtlsMode::Strict || connection.speaks_http() || connection.closed_to(None) {
-        // In each of these the client speaks first, or nothing that the application says may reach it.
-        Spoke::Client(connection.first(&mut client, &mut head).await?)
-    } else {
-        let dial = || tcp::dial_plain(worker, original);
-        silence::end(&mut client, &mut head, SILENCE, dial).await.ok()?
-    };
+    let spoke =
+        if mode == MtlsMode::Strict || connection.speaks_http() || connection.closed_to(&Peer::Outside) {
+            // In each of these the client speaks first, or nothing that the application says may reach it.
+            Spoke::Client(connection.first(&mut client, &mut head).await?)
+        } else {
+            let dial = || tcp::dial_plain(worker, original);
+            silence::end(&mut client, &mut head, SILENCE, dial).await.ok()?
+        };
     connection.spoken(spoke, Prefixed::new(head.freeze(), client)).await
 }
 
@@ -146,7 +143,7 @@ impl<'a> Connection<'a> {
         let (first, upstream) = match spoke {
             Spoke::Client(first) => (first, None),
             Spoke::ClientOpaque(first, upstream) => (first, Some(upstream)),
-            Spoke::Server { upstream, .. } => return Some(Box::pin(self.copy(None, client, Some(upstream)))),
+            Spoke::Server { upstream, .. } => return self.copy(None, client, Some(upstream)).await,
             Spoke::Nobody(error) => {
                 self.opaque().refuse(&error);
                 return None;
@@ -158,8 +155,8 @@ impl<'a> Connection<'a> {
             _ if self.mode == MtlsMode::Strict => self.refuse_plaintext(first, client),
             First::Http1 if self.takes_http() => Some(self.http(Wire::Http1, client, Peer::Outside)),
             First::Http2 if self.takes_http() => Some(self.http(Wire::Http2, client, Peer::Outside)),
-            First::Http1 | First::Http2 | First::Opaque => Some(Box::pin(self.copy(None, client, upstream))),
-            First::Tls(hello) => Some(Box::pin(self.copy(Some(hello), client, upstream))),
+            First::Http1 | First::Http2 | First::Opaque => self.copy(None, client, upstream).await,
+            First::Tls(hello) => self.copy(Some(hello), client, upstream).await,
         }
     }
 
@@ -200,42 +197,30 @@ impl<'a> Connection<'a> {
         match alpn {
             Alpn::Http1 => Some(self.http(Wire::Http1, tls, peer)),
             Alpn::Http2 => Some(self.http(Wire::Http2, tls, peer)),
-            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(Some(&peer)) => {
+            Alpn::Tcp if self.limited() || self.speaks_http() || self.closed_to(&peer) => {
                 self.tunnelled(tls, peer).await
             }
-            Alpn::Tcp => Some(Box::pin(self.copy_of(peer, tls))),
+            Alpn::Tcp => self.copy_of(peer, tls).await,
         }
     }
 
-    async fn copy_of<IO>(self, peer: Peer, client: IO)
+    async fn copy_of<IO>(self, peer: Peer, client: IO) -> Option<Rest<'a>>
     where
-        IO: AsyncRead + AsyncWrite + Abort + Unpin,
+        IO: AsyncRead + AsyncWrite + Abort + Unpin + 'a,
     {
         let mut opaque = self.opaque();
         if let Peer::Mesh { party, .. } = &peer {
             opaque.record.source = party.clone();
             opaque.record.mtls = true;
         }
-        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, Some(&peer))) {
-            return opaque.refuse(&error);
-        }
-        match Box::pin(tcp::dial_plain(self.worker, self.original)).await {
-            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden(&peer)).await,
-            Err(error) => opaque.refuse(&error),
-        }
-    }
-
-    /// What the policies say of opaque bytes. Where there are none: nothing.
-    fn ask(&self, snapshot: &Snapshot, peer: Option<&Peer>) -> Option<Verdict> {
-        let policies = peer.unwrap_or(&Peer::Outside).policies(snapshot.workload.as_deref())?;
-        let caller = peer.and_then(Peer::caller);
-        Some(policies.admit(caller, self.peer.ip(), self.original.port()).opaque())
+        self.copying(opaque, client, None, peer).await
     }
 
     /// Whether opaque bytes of a caller are refused. An HTTP request may pass all the same; and where they are not refused, none
     /// would be.
-    fn closed_to(&self, peer: Option<&Peer>) -> bool {
-        self.ask(&self.snapshot, peer).is_some_and(|verdict| verdict.refused.is_some())
+    fn closed_to(&self, peer: &Peer) -> bool {
+        ask(&self.snapshot, peer, self.peer.ip(), self.original.port())
+            .is_some_and(|verdict| verdict.refused.is_some())
     }
 
     /// Whether requests to this port are limited. Then nothing passes that is not read as a request: an HTTP request in opaque
@@ -269,7 +254,7 @@ impl<'a> Connection<'a> {
                 self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
                 None
             }
-            Ok(First::Tls(_) | First::Opaque) => Some(Box::pin(self.copy_of(peer, client))),
+            Ok(First::Tls(_) | First::Opaque) => self.copy_of(peer, client).await,
         }
     }
 
@@ -318,53 +303,53 @@ impl<'a> Connection<'a> {
         hello: Option<ClientHello>,
         client: Prefixed<TcpStream>,
         upstream: Option<tcp::Opened>,
-    ) {
+    ) -> Option<Rest<'a>> {
         if self.limited() {
-            return self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
+            self.refuse(Reason::BadRequest, Some(ONLY_HTTP));
+            return None;
         }
         let mut opaque = self.opaque();
         opaque.record.sni = hello.and_then(|hello| hello.sni);
-        if let Some(error) = noted(&mut opaque, self.ask(&self.snapshot, None)) {
-            return opaque.refuse(&error);
-        }
-        // For whoever is about to switch Strict on.
-        self.worker.proxy.metrics.plaintext.note(self.peer.ip(), self.original.port());
-        let upstream = match upstream {
-            Some(upstream) => Ok(upstream),
-            None => Box::pin(tcp::dial_plain(self.worker, self.original)).await,
-        };
-        match upstream {
-            Ok(upstream) => opaque.run_until(client, upstream, self.forbidden(&Peer::Outside)).await,
-            Err(error) => opaque.refuse(&error),
-        }
+        self.copying(opaque, client, upstream, Peer::Outside).await
     }
 
-    /// Waits until the bytes of a peer are not allowed here any more.
-    async fn forbidden(&self, peer: &Peer) -> End {
-        let proxy = &self.worker.proxy;
-        let store = &proxy.store;
-        let (mut changed, mut bundles) = (store.changed(), proxy.tls.changed());
-        let port = self.original.port();
-        loop {
-            if !peer.is_trusted(&proxy.tls) {
-                return End { error: Error::new(Reason::ClientCertificate, Disowned), authorization: None };
+    /// Opens the way to the application, if it is not open yet and the policies let these bytes pass; what is left is to copy.
+    async fn copying<IO>(
+        self,
+        mut opaque: Opaque,
+        client: IO,
+        upstream: Option<tcp::Opened>,
+        peer: Peer,
+    ) -> Option<Rest<'a>>
+    where
+        IO: AsyncRead + AsyncWrite + Abort + Unpin + 'a,
+    {
+        let Self { worker, peer: from, original, .. } = self;
+        if let Some(verdict) = ask(&self.snapshot, &peer, from.ip(), original.port()) {
+            let refused = verdict.refused.as_ref().map(Refusal::error);
+            opaque.note(verdict);
+            if let Some(error) = refused {
+                opaque.refuse(&error);
+                return None;
             }
-            let snapshot = store.load();
-            let mode = snapshot.workload.as_ref().map_or(MtlsMode::Strict, |own| own.mtls_for(port));
-            if matches!(peer, Peer::Outside) && mode == MtlsMode::Strict {
-                return End { error: Reason::MtlsRequired.into(), authorization: None };
+        }
+        if matches!(peer, Peer::Outside) {
+            // For whoever is about to switch Strict on.
+            worker.proxy.metrics.plaintext.note(from.ip(), original.port());
+        }
+        let upstream = match upstream {
+            Some(upstream) => Ok(upstream),
+            None => tcp::dial_plain(worker, original).await,
+        };
+        match upstream {
+            Ok(upstream) => {
+                let flow = Flow { worker, peer, from: from.ip(), port: original.port() };
+                // Boxed by itself: what is moved into a future has its room there twice.
+                Some(Box::pin(opaque.run_until(client, upstream, Box::pin(flow.forbidden()))))
             }
-            let verdict = self.ask(&snapshot, Some(peer)).unwrap_or_default();
-            if let Some(refusal) = &verdict.refused {
-                return End { error: refusal.error(), authorization: verdict.noted() };
-            }
-            drop(snapshot);
-            let told = tokio::select! {
-                told = changed.changed() => told,
-                told = bundles.changed(), if peer.is_abroad() => told,
-            };
-            if told.is_err() {
-                return std::future::pending().await;
+            Err(error) => {
+                opaque.refuse(&error);
+                None
             }
         }
     }
@@ -385,12 +370,54 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Notes what the policies say of an opaque connection; why it must not go on, if it must not.
-fn noted(opaque: &mut Opaque, verdict: Option<Verdict>) -> Option<Error> {
-    let verdict = verdict?;
-    let error = verdict.refused.as_ref().map(Refusal::error);
-    opaque.note(verdict);
-    error
+/// Opaque bytes of a peer to a port: what is asked about them for as long as they flow.
+struct Flow<'a> {
+    worker: &'a Rc<Worker>,
+    peer: Peer,
+    from: IpAddr,
+    port: u16,
+}
+
+impl Flow<'_> {
+    /// Waits until the bytes are not allowed here any more.
+    async fn forbidden(self) -> End {
+        let proxy = &self.worker.proxy;
+        let (mut changed, mut bundles) = (proxy.store.changed(), proxy.tls.changed());
+        loop {
+            if let Some(end) = self.end() {
+                return end;
+            }
+            let told = tokio::select! {
+                told = changed.changed() => told,
+                told = bundles.changed(), if self.peer.is_abroad() => told,
+            };
+            if told.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn end(&self) -> Option<End> {
+        let proxy = &self.worker.proxy;
+        if !self.peer.is_trusted(&proxy.tls) {
+            let error = Error::new(Reason::ClientCertificate, Disowned);
+            return Some(End { error, authorization: None });
+        }
+        let snapshot = proxy.store.load();
+        let mode = snapshot.workload.as_ref().map_or(MtlsMode::Strict, |own| own.mtls_for(self.port));
+        if matches!(self.peer, Peer::Outside) && mode == MtlsMode::Strict {
+            return Some(End { error: Reason::MtlsRequired.into(), authorization: None });
+        }
+        let verdict = ask(&snapshot, &self.peer, self.from, self.port)?;
+        let error = verdict.refused.as_ref()?.error();
+        Some(End { error, authorization: verdict.noted() })
+    }
+}
+
+/// What the policies say of opaque bytes. Where there are none: nothing.
+fn ask(snapshot: &Snapshot, peer: &Peer, from: IpAddr, port: u16) -> Option<Verdict> {
+    let policies = peer.policies(snapshot.workload.as_deref())?;
+    Some(policies.admit(peer.caller(), from, port).opaque())
 }
 
 /// The configuration; at the very start, waits a little for it.

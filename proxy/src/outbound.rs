@@ -26,7 +26,7 @@ use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{Protocol, Service, Target};
 use crate::tcp::{self, Copying, Opaque};
-use crate::worker::Worker;
+use crate::worker::{Rest, Worker};
 
 mod outside;
 
@@ -42,16 +42,32 @@ pub(crate) async fn serve(
     peer: SocketAddr,
     original_dst: &OriginalDst,
 ) {
+    // Boxed, and gone before the rest begins: a connection that lasts shall not hold the room for its beginning.
+    let rest = Box::pin(begin(worker, client, peer, original_dst)).await;
+    if let Some(rest) = rest {
+        rest.await;
+    }
+}
+
+/// Where the connection goes, and what it speaks.
+async fn begin<'a>(
+    worker: &'a Rc<Worker>,
+    client: TcpStream,
+    peer: SocketAddr,
+    original_dst: &OriginalDst,
+) -> Option<Rest<'a>> {
     let peer = canonical(peer);
     let original = match original_dst.of(&client, Direction::Outbound) {
         Ok(original) => original,
         Err(e) => {
             let detail = e.to_string();
-            return worker.proxy.refuse(Direction::Outbound, Reason::BadRequest, peer, Some(&detail));
+            worker.proxy.refuse(Direction::Outbound, Reason::BadRequest, peer, Some(&detail));
+            return None;
         }
     };
     if worker.proxy.interception.is_check(original) {
-        return worker.proxy.interception.arrived(client).await;
+        worker.proxy.interception.arrived(client).await;
+        return None;
     }
     // Where the client called, if nothing was redirected.
     let accepted_at = client.local_addr().map_or(original, canonical);
@@ -59,29 +75,32 @@ pub(crate) async fn serve(
     let connection = Connection { worker, peer, original, accepted: Instant::now() };
     let target = worker.proxy.store.resolve(original).await;
     let outside = matches!(target, Ok(Target::External));
-    // Boxed, and gone before HTTP begins: a connection that lasts shall not hold the room for what it is not.
-    let spoken = Box::pin(async {
-        match target {
-            Ok(Target::External) => connection.outside(client, &worker.proxy.store.load()).await,
-            Ok(target) => connection.by_service(client, &target).await,
-            Err(reason) => connection.explain(client, reason).await,
+    let spoken = match target {
+        Ok(Target::External) => connection.outside(client, &worker.proxy.store.load()).await,
+        Ok(target) => connection.by_service(client, &target).await,
+        Err(reason) => connection.explain(client, reason).await,
+    };
+    let (wire, client) = match spoken? {
+        Spoken::Http(wire, client) => (wire, client),
+        Spoken::Opaque(copying) => {
+            return Some(Box::pin(async move {
+                let _lease = lease;
+                copying.await;
+            }));
         }
-    })
-    .await;
-    let (wire, client) = match spoken {
-        Some(Spoken::Http(wire, client)) => (wire, client),
-        Some(Spoken::Opaque(copying)) => return copying.await,
-        None => return,
     };
     worker.proxy.metrics.detected(connection.accepted.elapsed());
     let phase = Phase::of(Ends { client: peer, called: original, accepted: accepted_at });
     let unregistered = outside.then(OnceCell::new);
     let handler =
         Outbound { worker: Rc::clone(worker), client: peer, original, phase, unregistered, _lease: lease };
-    if let Err(e) = server::serve(client, wire, Rc::new(handler), worker.leaving(Direction::Outbound)).await {
-        let own = worker.proxy.party(&worker.proxy.store.load());
-        Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);
-    }
+    let leave = worker.leaving(Direction::Outbound);
+    Some(Box::pin(async move {
+        if let Err(e) = server::serve(client, wire, Rc::new(handler), leave).await {
+            let own = worker.proxy.party(&worker.proxy.store.load());
+            Exchange::unread(&worker.proxy, Direction::Outbound, peer, [own, Party::default()], &e);
+        }
+    }))
 }
 
 struct Connection<'a> {
