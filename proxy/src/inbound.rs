@@ -50,22 +50,8 @@ const CONFIGURED: Duration = Duration::from_secs(2);
 const ONLY_HTTP: &str =
     "this port has a rate limit, and the client does not speak HTTP that could be counted";
 
-/// Serves one connection to its end.
-pub(crate) async fn serve(
-    worker: &Rc<Worker>,
-    client: TcpStream,
-    peer: SocketAddr,
-    original_dst: &OriginalDst,
-) {
-    // Boxed, and gone before the rest begins: a connection that lasts shall not hold the room for its beginning.
-    let rest = Box::pin(begin(worker, client, peer, original_dst)).await;
-    if let Some(rest) = rest {
-        rest.await;
-    }
-}
-
 /// What the connection is, and whether it is allowed.
-async fn begin<'a>(
+pub(crate) async fn begin<'a>(
     worker: &'a Rc<Worker>,
     mut client: TcpStream,
     peer: SocketAddr,

@@ -25,7 +25,7 @@ use crate::prefixed::Prefixed;
 use crate::record::{Direction, Party};
 use crate::silence::{self, Spoke};
 use crate::snapshot::{Protocol, Service, Target};
-use crate::tcp::{self, Copying, Opaque};
+use crate::tcp::{self, Opaque};
 use crate::worker::{Rest, Worker};
 
 mod outside;
@@ -35,22 +35,8 @@ const SILENCE: Duration = Duration::from_millis(10);
 /// A client that is to be told why it goes nowhere has this long to say what it speaks.
 const EXPLAIN: Duration = Duration::from_secs(1);
 
-/// Serves one connection to its end.
-pub(crate) async fn serve(
-    worker: &Rc<Worker>,
-    client: TcpStream,
-    peer: SocketAddr,
-    original_dst: &OriginalDst,
-) {
-    // Boxed, and gone before the rest begins: a connection that lasts shall not hold the room for its beginning.
-    let rest = Box::pin(begin(worker, client, peer, original_dst)).await;
-    if let Some(rest) = rest {
-        rest.await;
-    }
-}
-
 /// Where the connection goes, and what it speaks.
-async fn begin<'a>(
+pub(crate) async fn begin<'a>(
     worker: &'a Rc<Worker>,
     client: TcpStream,
     peer: SocketAddr,
@@ -113,7 +99,7 @@ struct Connection<'a> {
 /// What is left to do.
 enum Spoken {
     Http(Wire, Prefixed<TcpStream>),
-    Opaque(Copying),
+    Opaque(Rest<'static>),
 }
 
 impl Connection<'_> {

@@ -1,7 +1,6 @@
 //! Opaque connections: chooses and opens the upstream, copies, records. Shared by both paths. It never looks at bytes.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use crate::prefixed::Prefixed;
 use crate::record::{Direction, Party, TcpRecord};
 use crate::snapshot::Target;
 use crate::tls::{Abroad, Alpn};
-use crate::worker::Worker;
+use crate::worker::{Rest, Worker};
 
 /// Endpoints that are tried for one connection.
 const MAX_TRIES: usize = 3;
@@ -36,9 +35,6 @@ pub(crate) struct Opaque {
     counts: Rc<Counts>,
     pub(crate) record: TcpRecord,
 }
-
-/// Bytes on their way to and fro, boxed: all that a connection holds for as long as it lasts.
-pub(crate) type Copying = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Why an open connection is broken off.
 pub(crate) struct End {
@@ -107,7 +103,7 @@ impl Opaque {
         self,
         client: C,
         dial: impl Future<Output = Result<Opened, Error>>,
-    ) -> Option<Copying>
+    ) -> Option<Rest<'static>>
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {
@@ -140,7 +136,7 @@ impl Opaque {
     }
 
     /// Copies until both sides have ended.
-    pub(crate) fn run<C>(self, client: C, opened: Opened) -> Copying
+    pub(crate) fn run<C>(self, client: C, opened: Opened) -> Rest<'static>
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
     {

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
@@ -41,7 +42,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Connections that are accepted in a row.
 const ACCEPTS_PER_TURN: u32 = 32;
 
-/// What is left to do once it is known what a connection is.
+/// What is left to do once it is known what a connection is, boxed: all that it holds for as long as it lasts.
 pub(crate) type Rest<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// State of one worker.
@@ -221,16 +222,10 @@ impl Worker {
                     // Fails only when the client is gone already; the first read will tell.
                     let _ = stream.set_nodelay(true);
                     let (worker, original_dst) = (Rc::clone(&self), original_dst.clone());
-                    match direction {
-                        Direction::Inbound => self.spawn(async move {
-                            inbound::serve(&worker, stream, peer, &original_dst).await;
-                            drop(connection);
-                        }),
-                        Direction::Outbound => self.spawn(async move {
-                            outbound::serve(&worker, stream, peer, &original_dst).await;
-                            drop(connection);
-                        }),
-                    }
+                    self.spawn(async move {
+                        serve(&worker, direction, stream, peer, &original_dst).await;
+                        drop(connection);
+                    });
                 }
                 Err(e) if is_of_one_connection(&e) => {}
                 Err(e) if is_out_of_files(&e) => {
@@ -264,6 +259,24 @@ impl Worker {
                 memory::forget_code();
             }
         }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(
+    worker: &Rc<Worker>,
+    direction: Direction,
+    client: TcpStream,
+    peer: SocketAddr,
+    original_dst: &OriginalDst,
+) {
+    // Boxed, and gone before the rest begins: a connection that lasts shall not hold the room for its beginning.
+    let rest = match direction {
+        Direction::Inbound => Box::pin(inbound::begin(worker, client, peer, original_dst)).await,
+        Direction::Outbound => Box::pin(outbound::begin(worker, client, peer, original_dst)).await,
+    };
+    if let Some(rest) = rest {
+        rest.await;
     }
 }
 
@@ -338,7 +351,6 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::store::SnapshotStore;
     use crate::tls::Tls;
-    use tokio::net::TcpStream;
 
     /// A connection that lasts holds this beside what it turned out to be, so it is not to grow unnoticed.
     #[tokio::test]
@@ -363,8 +375,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stream = || async { TcpStream::connect(addr).await.unwrap() };
-        let inbound = size_of_val(&inbound::serve(&worker, stream().await, addr, &OriginalDst::Kernel));
-        let outbound = size_of_val(&outbound::serve(&worker, stream().await, addr, &OriginalDst::Kernel));
-        assert!(inbound <= 192 && outbound <= 192, "inbound {inbound}, outbound {outbound} bytes");
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let size = size_of_val(&serve(&worker, direction, stream().await, addr, &OriginalDst::Kernel));
+            assert!(size <= 192, "{}: {size} bytes", direction.as_str());
+        }
     }
 }

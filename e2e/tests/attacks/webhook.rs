@@ -9,11 +9,15 @@ use super::ground::{Attacker, SOON};
 
 const REVIEWS: &str = "weft_webhook_reviews_total";
 
+fn url(path: &str) -> String {
+    format!("https://weft-webhook.{}.svc{path}", chart::NAMESPACE)
+}
+
 fn ask(attacker: &Attacker<'_>, path: &str, body: &[u8]) -> Result<(String, String)> {
     attacker.put("/tmp/review", body)?;
     let said = attacker.run(&format!(
-        "curl -s -k -m 10 -H 'content-type: application/json' --data-binary @/tmp/review -w '\\n%{{http_code}}' https://weft-webhook.{}.svc{path}",
-        chart::NAMESPACE
+        "curl -s -k -m 10 -H 'content-type: application/json' --data-binary @/tmp/review -w '\\n%{{http_code}}' {}",
+        url(path)
     ))?;
     let (body, status) = said.rsplit_once('\n').unwrap_or_default();
     Ok((status.trim().to_owned(), body.to_owned()))
@@ -35,10 +39,8 @@ fn a_stranger_at_the_webhook_changes_nothing_and_is_counted_and_told_of() {
         }
         ensure!(count(&["outcome=\"Malformed\""])? >= malformed + 3, "they are not counted");
         // Nothing else is there. Without a body: curl may take the answer that does not wait for one for a broken stream.
-        let said = attacker.run(&format!(
-            "curl -s -k -m 10 -o /dev/null -w '%{{http_code}}' https://weft-webhook.{}.svc/metrics",
-            chart::NAMESPACE
-        ))?;
+        let said = attacker
+            .run(&format!("curl -s -k -m 10 -o /dev/null -w '%{{http_code}}' {}", url("/metrics")))?;
         ensure!(said == "404", "/metrics: {said}");
 
         // A review as the API server sends them, with a name to find it by.
@@ -85,7 +87,7 @@ fn a_stranger_who_floods_the_webhook_has_few_events_written() {
             r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"s","operation":"CREATE","namespace":"{}","name":"made-up-'$i'","kind":{{"group":"weft.dev","version":"v1alpha1","kind":"AuthorizationPolicy"}},"userInfo":{{"username":"stranger"}},"object":{{"spec":{{"action":"Nonsense"}}}}}}}}"#,
             ns.name
         );
-        let url = format!("https://weft-webhook.{}.svc/validate", chart::NAMESPACE);
+        let url = url("/validate");
         let said = attacker.run(&format!(
             "i=0; while [ $i -lt 300 ]; do i=$((i+1)); curl -s -k -m 10 -o /dev/null -w '%{{http_code}}\\n' -H 'content-type: application/json' -d '{review}' {url}; done"
         ))?;

@@ -25,7 +25,6 @@ pub struct Received {
     // Bytes that were taken and have not made room yet. They do when the stream is over, whoever drops it.
     taken: usize,
     data_ended: bool,
-    over: bool,
     // The rest of the request that this is the response to.
     upload: Option<Upload>,
 }
@@ -34,9 +33,8 @@ impl Received {
     /// What follows a head with these headers. `upload`: what of the request is still being sent; when nobody wants the
     /// response any more, that ends too.
     pub(super) fn new(stream: RecvStream, headers: &HeaderMap, upload: Option<Upload>) -> Self {
-        let over = stream.is_end_stream();
-        let left = if over { Some(0) } else { announced(headers) };
-        Self { stream, left, taken: 0, data_ended: false, over, upload }
+        let left = if stream.is_end_stream() { Some(0) } else { announced(headers) };
+        Self { stream, left, taken: 0, data_ended: false, upload }
     }
 
     fn make_room(&mut self) {
@@ -84,19 +82,16 @@ impl Body for Received {
                 }
             }
         }
-        let trailers = ready!(this.stream.poll_trailers(cx));
-        this.over = true;
-        match trailers {
+        match ready!(this.stream.poll_trailers(cx)) {
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
             Err(e) if is_enough(&e) => Poll::Ready(None),
             Err(e) => Poll::Ready(Some(Err(e))),
         }
     }
 
-    /// As far as is known without asking h2, which takes its lock: of a stream without an announced length only the next poll
-    /// knows.
+    /// h2 is asked only where it may be so, as that takes its lock: of a stream without an announced length the next poll says it.
     fn is_end_stream(&self) -> bool {
-        self.over || self.left == Some(0) && self.stream.is_end_stream()
+        (self.data_ended || self.left == Some(0)) && self.stream.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -94,11 +94,8 @@ where
             // What follows says whether this is the last piece: asking the body whether it is over would cost a lock, of each.
             let next = Pin::new(&mut self.body).poll_frame(cx);
             let last = matches!(next, Poll::Ready(None));
-            if let Some(data) = self.waiting.take() {
+            if let Some(data) = self.waiting.take().or_else(|| last.then(Bytes::new)) {
                 self.send(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
             }
             match ready!(next) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -115,10 +112,7 @@ where
                     self.to.send_reset(reason(&e));
                     return Poll::Ready(Err(Over));
                 }
-                None => {
-                    self.send(Bytes::new(), true)?;
-                    return Poll::Ready(Ok(()));
-                }
+                None => return Poll::Ready(Ok(())),
             }
         }
     }
